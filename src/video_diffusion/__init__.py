@@ -1,0 +1,1 @@
+"""Continuous-time video diffusion in the shape of diffusers."""
