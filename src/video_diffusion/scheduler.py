@@ -1,0 +1,432 @@
+"""Variance-preserving diffusion in continuous time, on log-SNR.
+
+Every formula of the project that contains α, σ or λ stands in this file; `docs/notation.md` holds the symbols and
+`docs/errata.md` the corrections to the source, "Generation of temporally consistent video using synthetic images"
+(Arya, Ahuja, Tangry, Agarwal), whose equation numbers are quoted below. t and s are times in [0, 1] with s < t and
+1 = noise; a `timestep`, as diffusers' models and schedulers use it, is 1000·t. The pure functions come first, the
+scheduler is a thin layer over them. Coefficients are computed in float64 and cast at the end.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+BETA_MIN, BETA_MAX = 0.1, 20.0  # DDPM's linear β, 1e-4 to 0.02 over 1000 steps, in its continuous limit
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+class Curve(NamedTuple):
+    """A decreasing curve λ(u) on its natural time axis u, and its inverse u(λ)."""
+
+    logsnr: Callable[[Tensor], Tensor]
+    time: Callable[[Tensor], Tensor]
+
+
+def _linear_beta_logsnr(u: Tensor) -> Tensor:
+    integral = BETA_MIN * u + (BETA_MAX - BETA_MIN) * u**2 / 2  # ∫β = −log α²
+    return -torch.log(torch.expm1(integral))
+
+
+def _linear_beta_time(logsnr: Tensor) -> Tensor:
+    integral = F.softplus(-logsnr, threshold=80.0)
+    return 2 * integral / (BETA_MIN + torch.sqrt(BETA_MIN**2 + 2 * (BETA_MAX - BETA_MIN) * integral))
+
+
+CURVES = {
+    # Nichol and Dhariwal 2021, without their offset: α = cos(πu/2)
+    "cosine": Curve(
+        lambda u: -2 * torch.log(torch.tan(math.pi / 2 * u)),
+        lambda logsnr: 2 / math.pi * torch.atan(torch.exp(-logsnr / 2)),
+    ),
+    # Kingma et al. 2021: λ itself falls linearly
+    "linear": Curve(lambda u: -u, lambda logsnr: -logsnr),
+    # Ho et al. 2020 in the limit of Song et al. 2021 (their VP SDE): β(u) rises linearly
+    "linear_beta": Curve(_linear_beta_logsnr, _linear_beta_time),
+}
+
+
+def alpha_sigma(logsnr: Tensor) -> tuple[Tensor, Tensor]:
+    """α = sqrt(sigmoid(λ)) and σ = sqrt(sigmoid(−λ)), both in [0, 1], of any shape of λ."""
+    return torch.exp(F.logsigmoid(logsnr) / 2), torch.exp(F.logsigmoid(-logsnr) / 2)
+
+
+def posterior_coefficients(logsnr_t: Tensor, logsnr_s: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights (of z_t, of x) in the mean of q(z_s | z_t, x): equation (5) with the factor α_s/α_t it lacks."""
+    r = logsnr_t - logsnr_s
+    weight_z = torch.exp(r + (F.logsigmoid(logsnr_s) - F.logsigmoid(logsnr_t)) / 2)
+    weight_x = -torch.expm1(r) * torch.exp(F.logsigmoid(logsnr_s) / 2)
+    return weight_z, weight_x
+
+
+def step_std(logsnr_t: Tensor, logsnr_s: Tensor, gamma: float) -> Tensor:
+    """Standard deviation of one ancestral step: sqrt((σ̃²_{s|t})^{1−γ} (σ²_{t|s})^γ), equations (6), (2) and (7)."""
+    log_gap = torch.log(-torch.expm1(logsnr_t - logsnr_s))
+    log_posterior = log_gap + F.logsigmoid(-logsnr_s)
+    log_forward = log_gap + F.logsigmoid(-logsnr_t)
+    return torch.exp(((1 - gamma) * log_posterior + gamma * log_forward) / 2)
+
+
+def log_loss_weight(logsnr: Tensor, weighting: str) -> Tensor:
+    """Logarithm of the weight w(λ) in the loss w(λ)·‖x − x̂_θ‖².
+
+    Args:
+        logsnr: λ, any shape.
+        weighting: `"epsilon"` e^λ, the paper's (3); `"sample"` 1; `"v_prediction"` 1 + e^λ (Salimans and Ho 2022,
+            "SNR+1"); `"min_snr"` min(e^λ, 5) (Hang et al. 2023); `"sigmoid"` e^λ·sigmoid(2 − λ) (Hoogeboom et al.
+            2024, after Kingma and Gao 2023); `"edm"` (e^λ + 4)·N(λ; 2.4, 2.4²), EDM's loss under uniform λ
+            (Karras et al. 2022, σ_data = 0.5).
+    """
+    match weighting:
+        case "epsilon":
+            return logsnr
+        case "sample":
+            return torch.zeros_like(logsnr)
+        case "v_prediction":
+            return F.softplus(logsnr, threshold=80.0)
+        case "min_snr":
+            return logsnr.clamp(max=math.log(5.0))
+        case "sigmoid":
+            return logsnr + F.logsigmoid(2.0 - logsnr)
+        case "edm":
+            return torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(4.0))) - ((logsnr - 2.4) / 2.4) ** 2 / 2
+    raise ValueError(
+        f"`weighting` is {weighting!r}, expected one of epsilon, sample, v_prediction, min_snr, sigmoid, edm."
+    )
+
+
+def prediction_loss_weight(logsnr: Tensor, weighting: str, prediction_type: str) -> Tensor:
+    """The same loss as a weight on the squared error of the network's own output.
+
+    ‖x − x̂‖² is e^{−λ}‖ε − ε̂‖² and σ²‖v − v̂‖², so w(λ) turns into w·e^{−λ}, w or w·σ².
+    """
+    log_weight = log_loss_weight(logsnr, weighting)
+    match prediction_type:
+        case "epsilon":
+            return torch.exp(log_weight - logsnr)
+        case "sample":
+            return torch.exp(log_weight)
+        case "v_prediction":
+            return torch.exp(log_weight + F.logsigmoid(-logsnr))
+    raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {PREDICTION_TYPES}.")
+
+
+@dataclass
+class VPContinuousSchedulerOutput(SchedulerOutput):
+    """Output of a step.
+
+    Args:
+        prev_sample: z_s, same shape as the sample.
+        pred_original_sample: x̂_θ(z_t) after clipping, same shape.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
+    """Ancestral sampler of a variance-preserving diffusion in continuous time, z_t = α_t x + σ_t ε (equation (1)).
+
+    One step (equation (7)): z_s = μ̃_{s|t}(z_t, x̂_θ(z_t)) + sqrt((σ̃²_{s|t})^{1−γ} (σ²_{t|s})^γ) ε; the last, to s = 0,
+    returns the mean. Every method takes samples of any shape whose first axis is the batch.
+
+    Args:
+        schedule: λ(t): `"cosine"`, `"linear"` (in λ) or `"linear_beta"` (the continuous limit of DDPM's). All of them
+            run from `logsnr_max` at t = 0 to `logsnr_min` at t = 1.
+        logsnr_min: λ(1) before the shift.
+        logsnr_max: λ(0) before the shift.
+        shift: resolution shift, λ ← λ − 2·log(shift) (Hoogeboom et al. 2023); above 1 means more noise at every t;
+            their recipe is resolution / 64.
+        prediction_type: what the network gives: `"epsilon"`, `"sample"` (x̂) or `"v_prediction"` (v = α ε − σ x).
+        gamma: 0 (posterior variance) to 1 (forward variance), equation (7).
+        clip_sample: whether x̂ is clipped to ±`clip_sample_range` before it is used.
+        clip_sample_range: see `clip_sample`.
+        thresholding: dynamic thresholding (Saharia et al. 2022) in place of the clip.
+        dynamic_thresholding_ratio: its quantile, per clip.
+        sample_max_value: its upper bound.
+        num_train_timesteps: the value of `timestep` at t = 1: the scale, not a number of levels.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    config: Any
+    _compatibles: list[Any] = []  # noqa: RUF012  diffusers' hook: stock schedulers come from `as_diffusers`
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self,
+        schedule: str = "cosine",
+        logsnr_min: float = -20.0,
+        logsnr_max: float = 20.0,
+        shift: float = 1.0,
+        prediction_type: str = "epsilon",
+        gamma: float = 0.3,
+        clip_sample: bool = True,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        if schedule not in CURVES:
+            raise ValueError(f"`schedule` is {schedule!r}, expected one of {tuple(CURVES)}.")
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {PREDICTION_TYPES}.")
+        if not logsnr_min < logsnr_max:
+            raise ValueError(f"`logsnr_min` is {logsnr_min}, expected less than `logsnr_max`, {logsnr_max}.")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"`gamma` is {gamma}, expected a number from 0 to 1.")
+        positive = {"shift": shift, "clip_sample_range": clip_sample_range, "num_train_timesteps": num_train_timesteps}
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"`{name}` is {value}, expected a positive number.")
+        if not 0 < dynamic_thresholding_ratio <= 1:
+            raise ValueError(f"`dynamic_thresholding_ratio` is {dynamic_thresholding_ratio}, expected (0, 1].")
+        if sample_max_value < 1:
+            raise ValueError(f"`sample_max_value` is {sample_max_value}, expected at least 1.")
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.linspace(1, 0, num_train_timesteps + 1)[:-1] * num_train_timesteps
+        self._times = torch.linspace(1, 0, num_train_timesteps + 1, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    # ------------------------------------------------------------------------------------------- λ(t) and back
+    def logsnr(self, t: Tensor) -> Tensor:
+        """λ at times t in [0, 1]; same shape and dtype, computed in float64."""
+        curve, u_0, u_1 = self._curve()
+        u = u_0 + (u_1 - u_0) * _double(t)
+        return (curve.logsnr(u) - 2 * math.log(self.config.shift)).to(t.dtype)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time in [0, 1] at which the schedule reaches λ: the inverse of `logsnr`; same shape and dtype."""
+        curve, u_0, u_1 = self._curve()
+        u = curve.time(_double(logsnr) + 2 * math.log(self.config.shift))
+        return ((u - u_0) / (u_1 - u_0)).to(logsnr.dtype)
+
+    def _curve(self) -> tuple[Curve, float, float]:
+        curve = CURVES[self.config.schedule]
+        ends = torch.tensor([self.config.logsnr_max, self.config.logsnr_min], dtype=torch.float64)
+        u_0, u_1 = curve.time(ends).tolist()
+        return curve, u_0, u_1
+
+    def _logsnr_like(self, timesteps: Tensor | float, sample: Tensor) -> Tensor:
+        """λ at timesteps (a number, [] or [B]), float64, shaped to broadcast against the sample [B, ...]."""
+        timesteps = torch.as_tensor(timesteps, device=sample.device)
+        if timesteps.ndim > 1 or (timesteps.ndim == 1 and len(timesteps) not in (1, len(sample))):
+            raise ValueError(
+                f"`timesteps` has shape {tuple(timesteps.shape)}, expected one number or one for each of the "
+                f"{len(sample)} samples."
+            )
+        logsnr = self.logsnr(_double(timesteps) / self.config.num_train_timesteps)
+        return logsnr.reshape(-1, *[1] * (sample.ndim - 1)) if logsnr.ndim else logsnr
+
+    # --------------------------------------------------------------------------------------- the forward process
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
+        """z_t = α_t x + σ_t ε, equation (1).
+
+        Args:
+            original_samples: x, `[B, ...]`.
+            noise: ε, same shape.
+            timesteps: 1000·t, one number or `[B]`.
+        """
+        alpha, sigma = alpha_sigma(self._logsnr_like(timesteps, original_samples))
+        return alpha.to(original_samples.dtype) * original_samples + sigma.to(original_samples.dtype) * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
+        """The velocity v = α_t ε − σ_t x (Salimans and Ho 2022); arguments as in `add_noise`, `sample` is x."""
+        alpha, sigma = alpha_sigma(self._logsnr_like(timesteps, sample))
+        return alpha.to(sample.dtype) * noise - sigma.to(sample.dtype) * sample
+
+    def get_target(self, sample: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
+        """What the network should give, in the scheduler's `prediction_type`; arguments as in `get_velocity`."""
+        if self.config.prediction_type == "epsilon":
+            return noise
+        if self.config.prediction_type == "sample":
+            return sample
+        return self.get_velocity(sample, noise, timesteps)
+
+    # --------------------------------------------------------------------------------------- the reverse process
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """Returns the sample as it is: a variance-preserving process needs no scaling."""
+        return sample
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """Chooses the times the sampler visits: t = 1, 1 − 1/n, …, 1/n by default.
+
+        Each step ends at the next of them, the last at 0.
+
+        Args:
+            num_inference_steps: n, at least 1; left out when `timesteps` is given.
+            device: where `timesteps` is kept.
+            timesteps: an own choice, strictly decreasing in (0, 1000].
+
+        Raises:
+            ValueError: if both or neither is given, or a value is out of its range.
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError(
+                "Expected exactly one of `num_inference_steps` and `timesteps`, got "
+                f"{num_inference_steps} and {timesteps}."
+            )
+        scale = self.config.num_train_timesteps
+        if timesteps is None:
+            if (
+                isinstance(num_inference_steps, bool)
+                or not isinstance(num_inference_steps, int)
+                or num_inference_steps < 1
+            ):
+                raise ValueError(
+                    f"`num_inference_steps` is {num_inference_steps!r}, expected an integer of at least 1."
+                )
+            times = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+        else:
+            given = torch.as_tensor(timesteps, dtype=torch.float64).cpu()
+            if given.ndim != 1 or not len(given) or not (given[-1] > 0 and given[0] <= scale):
+                raise ValueError(f"`timesteps` is {timesteps}, expected a list of numbers in (0, {scale}].")
+            if (given.diff() >= 0).any():
+                raise ValueError(f"`timesteps` is {timesteps}, expected strictly decreasing numbers.")
+            times = torch.cat([given / scale, torch.zeros(1, dtype=torch.float64)])
+        self._times = times
+        self.num_inference_steps = len(times) - 1
+        self.timesteps = (times[:-1] * scale).to(device=device, dtype=torch.float32)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> VPContinuousSchedulerOutput | tuple[Tensor, Tensor]:
+        """One ancestral step, equation (7), from z_t to z_s, s being the time that follows t in `timesteps`.
+
+        Args:
+            model_output: the network's output at (z_t, t), `[B, ...]`.
+            timestep: 1000·t, one of `timesteps`.
+            sample: z_t, `[B, ...]`.
+            generator: one for the batch, or a list of one a clip: then a clip does not depend on its neighbours.
+            return_dict: whether an output object or the tuple (z_s, x̂) comes back.
+
+        Raises:
+            ValueError: if `timestep` is not one of `timesteps`, or the shapes differ.
+        """
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"`model_output` has shape {tuple(model_output.shape)}, expected the sample's, {tuple(sample.shape)}."
+            )
+        t, s = self._interval(timestep)
+        logsnr_t, logsnr_s = self.logsnr(t), self.logsnr(s)
+        x = self._clip(self._to_original(model_output, sample, logsnr_t))
+        weight_z, weight_x = posterior_coefficients(logsnr_t, logsnr_s)
+        prev_sample = weight_z.item() * sample + weight_x.item() * x
+        if s > 0:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            prev_sample = prev_sample + step_std(logsnr_t, logsnr_s, self.config.gamma).item() * noise
+        if not return_dict:
+            return prev_sample, x
+        return VPContinuousSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x)
+
+    def predict_original(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor) -> Tensor:
+        """x̂_θ(z_t) from the network's output, unclipped: equation (4) for ε. `[B, ...]`; timestep one or `[B]`."""
+        return self._to_original(model_output, sample, self._logsnr_like(timestep, sample))
+
+    def _to_original(self, model_output: Tensor, sample: Tensor, logsnr: Tensor) -> Tensor:
+        if self.config.prediction_type == "sample":
+            return model_output
+        alpha, sigma = alpha_sigma(logsnr)
+        if self.config.prediction_type == "epsilon":
+            return sample * (1 / alpha).to(sample) - model_output * (sigma / alpha).to(sample)
+        return alpha.to(sample) * sample - sigma.to(sample) * model_output
+
+    def _clip(self, x: Tensor) -> Tensor:
+        if self.config.thresholding:
+            bound = _quantile(x.flatten(1).abs().float(), self.config.dynamic_thresholding_ratio)
+            bound = bound.clamp(1, self.config.sample_max_value).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            return torch.maximum(torch.minimum(x, bound), -bound) / bound
+        if self.config.clip_sample:
+            return x.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x
+
+    def _interval(self, timestep: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The times (t, s) of the step that starts at `timestep`, float64."""
+        gap = (self._times[:-1] * self.config.num_train_timesteps - float(timestep)).abs()
+        index = int(gap.argmin())
+        if gap[index] > 1e-3:
+            raise ValueError(
+                f"`timestep` is {float(timestep)}, expected one of `timesteps`, {self.timesteps.tolist()}."
+            )
+        return self._times[index], self._times[index + 1]
+
+    # ------------------------------------------------------------------------------------------- stock solvers
+    def trained_betas(self, num_levels: int = 1000) -> list[float]:
+        """The discrete β_i = 1 − ᾱ_i/ᾱ_{i−1}, ᾱ_i = α²(i/N), of this schedule at N levels.
+
+        Level i is t = i/N, so with N = 1000 a stock scheduler's integer timestep means what it means here and goes to
+        the network unchanged. λ is capped at 14: beyond it float32 cannot tell ᾱ from 1.
+        """
+        t = torch.arange(num_levels, dtype=torch.float64) / num_levels
+        log_alpha_bar = F.logsigmoid(self.logsnr(t).clamp(max=14.0))
+        steps = log_alpha_bar.diff(prepend=torch.zeros(1, dtype=torch.float64))
+        return (-torch.expm1(steps)).tolist()
+
+    def as_diffusers(self, scheduler_class: type[SchedulerMixin], **overrides: Any) -> Any:
+        """A stock variance-preserving scheduler of diffusers (DDIM, DPM++ 2M, UniPC, DDPM, …) on this schedule.
+
+        Args:
+            scheduler_class: a class whose constructor takes `trained_betas`.
+            overrides: config keys of that class that shall differ from the ones derived here.
+
+        Raises:
+            ValueError: if the class takes no `trained_betas`, or this scheduler's scale is not 1000.
+        """
+        accepted = inspect.signature(scheduler_class.__init__).parameters
+        if "trained_betas" not in accepted:
+            raise ValueError(
+                f"`scheduler_class` is {scheduler_class.__name__}, expected one that takes `trained_betas`."
+            )
+        levels = self.config.num_train_timesteps
+        own = {
+            "num_train_timesteps": levels,
+            "trained_betas": self.trained_betas(levels),
+            "prediction_type": self.config.prediction_type,
+            "timestep_spacing": "trailing",
+            "clip_sample": self.config.clip_sample,
+            "clip_sample_range": self.config.clip_sample_range,
+            "thresholding": self.config.thresholding,
+            "dynamic_thresholding_ratio": self.config.dynamic_thresholding_ratio,
+            "sample_max_value": self.config.sample_max_value,
+        }
+        if self.config.clip_sample and "clip_sample" not in accepted and self.config.clip_sample_range == 1:
+            own |= {"thresholding": True, "sample_max_value": 1.0}  # a bound clamped to [1, 1] is the plain clip
+        return scheduler_class(**{key: value for key, value in own.items() if key in accepted} | overrides)
+
+
+def _double(x: Tensor) -> Tensor:
+    """float64 where the device has it."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """Linear-interpolated quantile along the last axis, for any size (`torch.quantile` stops at 16 M elements)."""
+    ordered = x.sort(dim=-1).values
+    position = q * (ordered.shape[-1] - 1)
+    low = math.floor(position)
+    high = min(low + 1, ordered.shape[-1] - 1)
+    return torch.lerp(ordered[..., low], ordered[..., high], position - low)
