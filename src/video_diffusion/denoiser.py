@@ -7,7 +7,7 @@ temporal attention moves information between frames.
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -96,6 +96,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = VideoAttnProcessor
     _available_processors = [VideoAttnProcessor]  # noqa: RUF012  diffusers' hook
+    processor: Any
+    to_qkv: Any  # made by `fuse_projections`
 
     def __init__(self, channels: int, head_dim: int, eps: float, cross_attention_dim: int | None = None) -> None:
         super().__init__()
@@ -109,9 +111,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(source, channels, bias=False)
         self.to_v = nn.Linear(source, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        zero_init(self.to_out[0])
-        self.set_processor(VideoAttnProcessor())
+        self.to_out = nn.ModuleList([zero_init(nn.Linear(channels, channels))])
+        self.processor = VideoAttnProcessor()
 
     def forward(
         self, tokens: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
@@ -131,10 +132,9 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, 2 * out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.act = get_activation(act_fn)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        zero_init(self.conv2)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """`[B·F, C, H, W]` and the activated time embedding `[B·F, D]` → `[B·F, C', H, W]`."""
@@ -224,7 +224,6 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         ValueError: if a width is not divisible by `attention_head_dim` or `norm_num_groups`, or a number is below 1.
     """
 
-    config: Any
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VideoUNetBlock"]  # noqa: RUF012  diffusers' hooks
     _repeated_blocks = ["VideoUNetBlock"]  # noqa: RUF012
@@ -282,8 +281,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(reversed(widths)))
         # The stem's output joins here once more, so that ε need not pass through the whole network.
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, 2 * stem, eps=norm_eps)
-        self.conv_out = nn.Conv2d(2 * stem, out_channels * patch_size**2, 3, padding=1)
-        zero_init(self.conv_out)
+        self.conv_out = zero_init(nn.Conv2d(2 * stem, out_channels * patch_size**2, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
     @apply_lora_scale("cross_attention_kwargs")
@@ -336,7 +334,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         x = self.conv_in(space_to_depth(rearrange(sample, "b c f h w -> (b f) c h w"), self.config.patch_size))
         stem, skips = x, []
         for level, blocks in enumerate(self.down_blocks):
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = self._run(block, x, *context)
                 skips.append(x)
             if level < len(self.downsamplers):
@@ -348,7 +346,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
             x = x + mid_block_additional_residual
 
         for level, blocks in enumerate(self.up_blocks):
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = self._run(block, torch.cat([x, skips.pop()], dim=1), *context)
             if level < len(self.upsamplers):
                 x = depth_to_space(self.upsamplers[level](x), 2)
@@ -426,11 +424,11 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
             )
 
 
-def zero_init(layer: nn.Conv2d | nn.Linear) -> None:
-    """Sets weight and bias to zero: the residual branch that ends here starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Sets every parameter to zero: the residual branch that ends here starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int, layers: int) -> None:

@@ -158,7 +158,6 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         ValueError: if an argument is out of its range.
     """
 
-    config: Any
     _compatibles: list[Any] = []  # noqa: RUF012  diffusers' hook: stock schedulers come from `as_diffusers`
     order = 1
     init_noise_sigma = 1.0

@@ -1,0 +1,171 @@
+"""The training script as people run it: in processes of its own, tiny."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from video_diffusion import VideoDiffusionPipeline
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = str(ROOT / "training" / "train.py")
+TINY = (
+    "--block_out_channels 32 32 --patch_size 8 --num_frames 3 --image_size 32 --num_images 1 --lr_scheduler constant "
+    "--warmup_steps 0 --log_steps 1 --validation_steps 0 --num_digits 1 --digits DIGITS"
+).split()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(32) % 10)
+    return path
+
+
+def command(digits, output, *flags, launcher=()):
+    tiny = [str(digits) if word == "DIGITS" else word for word in TINY]
+    return [*(launcher or [sys.executable]), SCRIPT, *tiny, "--output_dir", str(output), *flags]
+
+
+def run(words, **kwargs):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, **kwargs)
+
+
+def weights(output):
+    return load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def loss_curve(output):
+    events = EventAccumulator(str(output / "logs" / "training"))
+    events.Reload()
+    return [event.value for event in events.Scalars("loss")]
+
+
+@pytest.fixture(scope="module")
+def reference(digits, tmp_path_factory):
+    """One process, batch 4, six steps, never interrupted."""
+    output = tmp_path_factory.mktemp("reference") / "run"
+    result = run(command(digits, output, "--max_steps", "6", "--per_device_batch_size", "4"))
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def test_the_output_folder_is_a_pipeline(reference):
+    pipe = VideoDiffusionPipeline.from_pretrained(reference)
+    clip = pipe(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").frames
+    assert clip.shape == (1, 3, 1, 32, 32)
+    assert torch.isfinite(clip).all()
+
+
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(digits, reference, tmp_path):
+    words = command(digits, tmp_path, "--max_steps", "6", "--per_device_batch_size", "4", "--checkpointing_steps", "2")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint-2").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model_index.json").exists()  # a killed run leaves nothing that loads
+    (tmp_path / ".checkpoint.tmp").mkdir(exist_ok=True)  # as a kill in the middle of a save leaves it
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    expected, got = weights(reference), weights(tmp_path)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(digits, reference, tmp_path):
+    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *launcher[1:], "--rdzv_endpoint", "localhost:0"]
+    words = command(digits, tmp_path, "--max_steps", "6", "--per_device_batch_size", "2", launcher=launcher)
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(loss_curve(tmp_path), loss_curve(reference), rtol=1e-5)
+    expected, got = weights(reference), weights(tmp_path)
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=0, atol=2e-5)
+
+
+def test_accumulated_passes_give_the_loss_curve_of_one_large_batch(digits, reference, tmp_path):
+    flags = ("--max_steps", "3", "--per_device_batch_size", "2", "--gradient_accumulation_steps", "2")
+    result = run(command(digits, tmp_path, *flags))
+    assert result.returncode == 0, result.stderr
+    # The times are stratified over a pass, so the draws differ; the number of optimiser steps and clips does not.
+    assert len(loss_curve(tmp_path)) == 3
+
+
+def test_sigterm_saves_and_the_exit_code_asks_to_be_resumed(digits, tmp_path):
+    words = command(digits, tmp_path, "--max_steps", "100000", "--per_device_batch_size", "1")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("logs/training/events*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    assert "resumes" in errors
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_name(digits, reference, tmp_path):
+    result = run(command(digits, reference, "--max_steps", "6", "--per_device_batch_size", "4", "--patch_size", "4"))
+    assert result.returncode == 2
+    assert "`patch_size` is 4, expected 8" in result.stderr
+
+
+def test_dry_run_reports_and_writes_nothing(digits, tmp_path):
+    result = run(command(digits, tmp_path / "none", "--dry_run"))
+    assert result.returncode == 0, result.stderr
+    for line in ("parameters", "clips per step", "peak memory", '"patch_size": 8'):
+        assert line in result.stdout
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--preset", "nonsense"], "`preset` is 'nonsense', expected one of"),
+        (["--max_steps", "0"], "`max_steps` is 0, expected at least 1"),
+        (["--optimizer", "sgd"], "`optimizer` is 'sgd', expected adamw or muon"),
+        (["--mixed_precision", "int8"], "int8"),
+        (["--push_to_hub"], "`hub_model_id` is None"),
+        (["--mask_probabilities", "1", "1", "0", "0"], "`mask_probabilities`"),
+        (["--prediction_type", "nothing"], "`prediction_type` is 'nothing'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(flags, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import train
+
+    assert train.main([*flags, "--output_dir", str(tmp_path / "none")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_preset_sets_what_flags_may_override(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import config
+
+    (tmp_path / "own.yaml").write_text("learning_rate: 0.5\nmax_steps: 7\n")
+    _, _, args = config.parse_arguments(["--config", str(tmp_path / "own.yaml"), "--max_steps", "9"])
+    assert (args.learning_rate, args.max_steps) == (0.5, 9)
+    (tmp_path / "own.yaml").write_text("learning_rat: 0.5\n")
+    with pytest.raises(ValueError, match="learning_rat"):
+        config.parse_arguments(["--config", str(tmp_path / "own.yaml")])
+    for preset in (ROOT / "training" / "presets").glob("*.yaml"):
+        config.parse_arguments(["--preset", preset.stem])

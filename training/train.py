@@ -1,0 +1,385 @@
+"""Trains a video diffusion model: `accelerate launch training/train.py --preset tiny-cpu`.
+
+The run is a pure function of its arguments: clips, times, noise and masks of a step depend on (seed, step) alone. A
+run that was killed goes on from its newest checkpoint as if nothing had happened, and two processes compute what one
+with twice the batch computes. At the end `output_dir` holds the averaged weights as a pipeline for `from_pretrained`.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from batches import StepBatches, open_source, passes, to_model
+from config import Arguments, DataArguments, ModelArguments, TrainArguments, as_dict, parse_arguments
+from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from video_diffusion.objective import TASKS, diffusion_loss, draw
+
+# A checkpoint may be resumed only by a run that agrees with it on these.
+FIXED = (
+    *("patch_size", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"),
+    *("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
+    *("dataset_name", "digits", "variant", "num_digits", "num_frames", "image_size", "num_channels", "num_images"),
+    *("seed", "max_steps", "mask_probabilities", "weighting", "optimizer"),
+)
+
+
+@dataclass
+class Progress:
+    """How far the run has come; saved with each checkpoint."""
+
+    step: int = 0
+    bad_steps: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Saved by accelerate."""
+        return {"step": self.step, "bad_steps": self.bad_steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restored by accelerate."""
+        self.step, self.bad_steps = state["step"], state["bad_steps"]
+
+
+def build_model(model: ModelArguments, data: DataArguments) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
+    """The denoiser with mask channels, and the scheduler."""
+    denoiser = VideoUNet3DConditionModel(
+        sample_size=data.image_size,
+        num_frames=data.num_frames,
+        in_channels=2 * data.num_channels + 1,
+        out_channels=data.num_channels,
+        patch_size=model.patch_size,
+        block_out_channels=tuple(model.block_out_channels),
+        layers_per_block=model.layers_per_block,
+        attention_head_dim=model.attention_head_dim,
+        norm_num_groups=model.norm_num_groups,
+    )
+    scheduler = VPContinuousScheduler(
+        schedule=model.schedule,
+        logsnr_min=model.logsnr_min,
+        logsnr_max=model.logsnr_max,
+        shift=model.shift,
+        prediction_type=model.prediction_type,
+        gamma=model.gamma,
+    )
+    return denoiser, scheduler
+
+
+def build_optimizer(denoiser: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
+    """AdamW, or Muon on the blocks' matrices with AdamW on everything else."""
+    if args.optimizer == "adamw":
+        betas = (0.9, args.adam_beta2)
+        return torch.optim.AdamW(
+            denoiser.parameters(), lr=args.learning_rate, betas=betas, weight_decay=args.weight_decay, fused=True
+        )
+    try:
+        from pytorch_optimizer import Muon
+    except ImportError as error:
+        raise ImportError("`optimizer` is muon, which needs `pip install pytorch_optimizer`.") from error
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in denoiser.named_parameters():
+        inside = "block" in name and "time_emb_proj" not in name and "position_bias" not in name
+        (matrices if inside and parameter.ndim >= 2 else others).append(parameter)
+    shared = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    return Muon(
+        [
+            {"params": matrices, "use_muon": True, "use_adjusted_lr": True, **shared},
+            {"params": others, "use_muon": False, "betas": (0.9, args.adam_beta2), **shared},
+        ]
+    )
+
+
+class Run:
+    """Everything that lives through a run; `train` below reads from top to bottom."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.model_args, self.data, self.args = arguments
+        args = self.args
+        self.config = as_dict(arguments)
+        self.output = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=None if args.tracker == "none" else args.tracker,
+            project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(self.output / "logs")),
+        )
+        set_seed(args.seed)  # the same weights on every process
+        self.train_source = open_source(self.data, "train", args.seed)
+        denoiser, self.scheduler = build_model(self.model_args, self.data)
+        if args.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        if args.compile:
+            denoiser.compile_repeated_blocks()
+        self.ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, foreach=True)
+        optimizer = build_optimizer(denoiser, args)
+        self.lr_scheduler = get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=args.max_steps
+        )
+        self.model, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
+        self.denoiser = self.accelerator.unwrap_model(self.model)
+        self.ema.to(self.accelerator.device)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
+        self.batches = StepBatches(
+            self.train_source,
+            args.per_device_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.data.num_images,
+            args.seed,
+        )
+
+    @property
+    def global_batch(self) -> int:
+        """Clips of all processes in one pass."""
+        return self.args.per_device_batch_size * self.accelerator.num_processes
+
+    def loss(self, clips: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The loss and the error of x̂ in pass `index`, each averaged over this process's clips."""
+        x = to_model(clips, self.accelerator.device)
+        shape = (self.global_batch, *x.shape[1:])
+        noise = draw(shape, self.args.mask_probabilities, self.args.seed, index, self.data.num_images, x.device)
+        first = self.accelerator.process_index * len(x)
+        loss, error = diffusion_loss(
+            self.model,
+            self.scheduler,
+            x,
+            noise.rows(first, first + len(x)),
+            self.args.weighting,
+            self.data.num_images,
+            self.denoiser.config.in_channels,
+        )
+        return loss.mean(), error.mean()
+
+    def save(self) -> None:
+        """Writes a checkpoint beside the others and then renames it: an interrupted write leaves none that resumes."""
+        draft, final = self.output / ".checkpoint.tmp", self.output / f"checkpoint-{self.progress.step}"
+        if self.accelerator.is_main_process and draft.exists():
+            shutil.rmtree(draft)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(draft))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            (draft / "run.json").write_text(json.dumps(self.config, indent=2))
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(draft, final)
+            for old in checkpoints(self.output)[: -self.args.checkpoints_total_limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, if there is one.
+
+        Raises:
+            ValueError: if that checkpoint belongs to a run with other arguments.
+        """
+        found = checkpoints(self.output)
+        if not found or not self.args.resume:
+            return
+        saved = json.loads((found[-1] / "run.json").read_text())
+        for key in FIXED:
+            if saved.get(key) != self.config[key]:
+                raise ValueError(
+                    f"`{key}` is {self.config[key]!r}, expected {saved.get(key)!r}, what {found[-1]} was trained "
+                    "with. Give another `output_dir`, or `--resume False` to start anew."
+                )
+        self.accelerator.load_state(str(found[-1]))
+
+    def pipeline(self) -> VideoDiffusionPipeline:
+        """A pipeline around a copy of the averaged weights."""
+        unet = VideoUNet3DConditionModel.from_config(self.denoiser.config)
+        self.ema.copy_to(unet.parameters())
+        return VideoDiffusionPipeline(unet=unet.to(self.accelerator.device).eval(), scheduler=self.scheduler)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean squared error of x̂ on held-out clips, averaged over t, for each task; averaged weights."""
+        split = "test" if self.data.dataset_name is None else "train"
+        source = open_source(self.data, split, self.args.seed)
+        size = self.args.validation_videos
+        clips = torch.from_numpy(source.batch(range(size)))
+        clips = clips if clips.ndim == 5 else clips[..., None]
+        unet, report = self.pipeline().unet, {}
+        for task, name in enumerate(TASKS):
+            only = [float(i == task) for i in range(len(TASKS))]
+            errors = []
+            for start in range(0, size, 16):
+                x = to_model(clips[start : start + 16], self.accelerator.device)
+                noise = draw(tuple(x.shape), only, self.args.seed + 1, start, 0, x.device)
+                errors.append(diffusion_loss(unet, self.scheduler, x, noise, self.args.weighting)[1])
+            report[f"validation/{name}"] = torch.cat(errors).mean().item()
+        return report
+
+    def sample(self) -> Tensor:
+        """A grid uint8 `[H, W, C]`: rows are clips (two generated, two predicted from half their frames)."""
+        pipe = self.pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        split = "test" if self.data.dataset_name is None else "train"
+        clips = torch.from_numpy(open_source(self.data, split, self.args.seed).batch(range(2)))
+        clips = clips if clips.ndim == 5 else clips[..., None]
+        given = clips[:, : self.data.num_frames // 2].permute(0, 1, 4, 2, 3).float() / 255
+        common: dict[str, Any] = {"num_inference_steps": 20, "output_type": "np"}
+        common |= {"return_dict": False, "generator": torch.Generator().manual_seed(0)}
+        free, bound = pipe(num_videos_per_prompt=2, **common)[0], pipe(video=given, **common)[0]
+        rows = torch.cat([torch.as_tensor(free), torch.as_tensor(bound)])  # [4, F, H, W, C]
+        grid = rows.permute(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, rows.shape[-1])
+        return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in output.glob("checkpoint-*") if (path / "run.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def save_pipeline(pipe: VideoDiffusionPipeline, output: Path) -> None:
+    """Writes the pipeline into `output`, `model_index.json` last: before that the folder does not load."""
+    draft = output / ".pipeline.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    (output / "model_index.json").unlink(missing_ok=True)
+    pipe.save_pretrained(draft, safe_serialization=True)
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == "model_index.json"):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    draft.rmdir()
+
+
+def dry_run(run: Run) -> None:
+    """Prints the resolved run and what one measured step costs; writes nothing."""
+    clips = run.batches[0]
+    run.accelerator.backward(run.loss(clips, 0)[0])  # warm-up
+    start = time.perf_counter()
+    run.accelerator.backward(run.loss(clips, 0)[0])
+    seconds = time.perf_counter() - start
+    parameters = sum(p.numel() for p in run.denoiser.parameters())
+    if run.accelerator.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(run.config, indent=2, ensure_ascii=False))
+    print(f"parameters           {parameters:,}")
+    print(f"weights, Adam, EMA   {parameters * 4 * 5 / 2**20:,.0f} MiB")
+    print(f"peak memory          {peak / 2**20:,.0f} MiB in this process")
+    print(f"clips per step       {run.global_batch * run.args.gradient_accumulation_steps}")
+    print(f"clips per second     {run.args.per_device_batch_size / seconds:.1f} on one {run.accelerator.device.type}")
+
+
+def train(run: Run) -> bool:
+    """Trains until `max_steps`; false if the part's time or a SIGTERM ended it before."""
+    args, accelerator, progress = run.args, run.accelerator, run.progress
+    accumulation = args.gradient_accumulation_steps
+    stopped = [False]
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        stopped[0] = True
+
+    signal.signal(signal.SIGTERM, stop)
+    began = time.monotonic()
+    bar = tqdm(total=args.max_steps, initial=progress.step, disable=not accelerator.is_local_main_process, unit="step")
+    first, last = progress.step * accumulation, args.max_steps * accumulation
+    totals = torch.zeros(3, device=accelerator.device)  # loss, error, passes
+    run.model.train()
+    for index, clips in enumerate(passes(run.batches, first, last, run.data.dataloader_num_workers), start=first):
+        with accelerator.accumulate(run.model):
+            loss, error = run.loss(clips, index)
+            accelerator.backward(loss)
+            totals += torch.stack([loss.detach(), error, torch.ones_like(error)])
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm)
+                finite = bool(torch.isfinite(norm))
+                progress.bad_steps = 0 if finite else progress.bad_steps + 1
+                if finite:
+                    run.optimizer.step()
+                if progress.bad_steps >= args.max_bad_steps:
+                    raise FloatingPointError(
+                        f"The gradient was not finite in {args.max_bad_steps} steps in a row, the last of them step "
+                        f"{progress.step}. The checkpoints in {run.output} are from before."
+                    )
+                run.lr_scheduler.step()
+                run.optimizer.zero_grad()
+                run.ema.step(run.denoiser.parameters())
+                progress.step += 1
+                bar.update()
+        if not accelerator.sync_gradients:
+            continue
+        step = progress.step
+        if step % args.log_steps == 0:
+            mean = accelerator.reduce(totals, "sum")
+            values = {"loss": (mean[0] / mean[2]).item(), "error": (mean[1] / mean[2]).item()}
+            totals.zero_()
+            bar.set_postfix(loss=f"{values['loss']:.4f}", error=f"{values['error']:.4f}")
+            values |= {"lr": run.lr_scheduler.get_last_lr()[0], "grad_norm": float(norm)}
+            accelerator.log(values | {"clips": step * run.global_batch * accumulation}, step=step)
+        if args.validation_steps and (step % args.validation_steps == 0 or step == args.max_steps):
+            report(run, step)
+        overtime = args.max_minutes is not None and time.monotonic() - began > 60 * args.max_minutes
+        halt = accelerator.reduce(torch.tensor(float(stopped[0] or overtime), device=accelerator.device)) > 0
+        if (args.checkpointing_steps and step % args.checkpointing_steps == 0) or step == args.max_steps or halt:
+            run.save()
+        if halt and step < args.max_steps:
+            return False
+    return True
+
+
+def report(run: Run, step: int) -> None:
+    """Logs validation errors, and a sample grid every `sample_steps`."""
+    if not run.accelerator.is_main_process:
+        return
+    values = run.validate()
+    run.accelerator.log(values, step=step)
+    tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    if run.args.sample_steps and step % run.args.sample_steps == 0:
+        for tracker in run.accelerator.trackers:
+            tracker.log_images({"samples": run.sample()[None].cpu().numpy()}, step=step, dataformats="NHWC")
+
+
+def main(argv: list[str]) -> int:
+    """Runs one part of a training; 0 at its end, 3 if it stopped early and wants to be resumed."""
+    try:
+        arguments = parse_arguments(argv)
+        run = Run(arguments)
+        if run.args.dry_run:
+            dry_run(run)
+            return 0
+        run.resume()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    if run.accelerator.is_main_process:
+        run.output.mkdir(parents=True, exist_ok=True)
+        (run.output / "run.json").write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+    run.accelerator.init_trackers("training")
+    if not train(run):
+        print(f"train.py: stopped at step {run.progress.step}; the same command resumes.", file=sys.stderr)
+        run.accelerator.end_training()
+        return 3
+    if run.accelerator.is_main_process:
+        pipe = run.pipeline()
+        save_pipeline(pipe, run.output)
+        if run.args.push_to_hub:
+            pipe.push_to_hub(run.args.hub_model_id)
+        print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
+    run.accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
