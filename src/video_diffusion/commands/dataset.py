@@ -1,0 +1,76 @@
+"""`video-diffusion dataset build`: Moving MNIST as a folder of parquet files."""
+
+import argparse
+from pathlib import Path
+
+SPLITS = ("train", "test")
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the `dataset` command."""
+    dataset = subparsers.add_parser("dataset", help="make data sets")
+    actions = dataset.add_subparsers(required=True, metavar="action")
+    build = actions.add_parser(
+        "build",
+        help="write Moving MNIST as parquet",
+        description="Writes Moving MNIST as parquet files that datasets.load_dataset reads.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    build.add_argument("--out", required=True, metavar="DIR", help="folder to make; must be new or empty")
+    build.add_argument("--num-videos", type=int, default=10000, metavar="N", help="clips of each split")
+    build.add_argument("--split", nargs="+", choices=SPLITS, default=["test"], help="whose digits; one or both")
+    build.add_argument("--variant", choices=("classic", "stochastic"), default="classic", help="rules of motion")
+    build.add_argument("--num-frames", type=int, default=20, metavar="F")
+    build.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="height and width")
+    build.add_argument(
+        "--num-digits",
+        type=int,
+        nargs="+",
+        default=[2],
+        metavar="D",
+        help="digits of a clip: a number, or lowest highest",
+    )
+    build.add_argument("--speed", type=float, help="classic: fraction of the range per frame; stochastic: pixels")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument(
+        "--digits", metavar="SOURCE", help="folder, parquet, npz or Hub id of the digits; default: MNIST"
+    )
+    build.add_argument("--digit-range", type=int, nargs=2, metavar=("START", "STOP"), help="use only these digits")
+    build.set_defaults(run=run_build)
+
+
+def run_build(args: argparse.Namespace) -> None:
+    """Writes the splits asked for, with a progress bar, and says where they are."""
+    import time
+
+    from tqdm import tqdm
+
+    from video_diffusion.data import MovingMNIST, write_parquet
+
+    if len(args.num_digits) > 2:
+        raise ValueError(f"`--num-digits` is {args.num_digits}; expected one number, or the lowest and the highest")
+    begin = time.perf_counter()
+    splits = [
+        MovingMNIST(
+            split=split,
+            num_frames=args.num_frames,
+            image_size=args.image_size,
+            num_digits=args.num_digits[0] if len(args.num_digits) == 1 else tuple(args.num_digits),
+            variant=args.variant,
+            speed=args.speed,
+            seed=args.seed,
+            num_videos=args.num_videos,
+            digits=args.digits,
+            digit_range=args.digit_range and tuple(args.digit_range),
+        )
+        for split in args.split
+    ]
+    with tqdm(total=args.num_videos * len(splits), unit="clip", desc="drawing clips") as bar:
+        out = write_parquet(Path(args.out), *splits, progress=bar.update)
+    files = sorted(out.glob("data/*.parquet"))
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    print(
+        f"{args.num_videos * len(splits)} clips ({' and '.join(args.split)}; {args.variant}, {args.num_frames} frames "
+        f"of {args.image_size}×{args.image_size}) are in {out}: {len(files)} files, {megabytes:.1f} MB, "
+        f"{time.perf_counter() - begin:.1f} s"
+    )

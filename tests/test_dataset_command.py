@@ -1,0 +1,260 @@
+"""Clips through `datasets`: the builders, the parquet folder, the command, and any data set with a `video` column."""
+
+import argparse
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from video_diffusion.commands import dataset as command
+from video_diffusion.data import (
+    MovingMNIST,
+    VideoColumn,
+    build_dataset,
+    build_iterable_dataset,
+    load_videos,
+    write_parquet,
+)
+
+datasets = pytest.importorskip("datasets")
+
+SETTINGS = {"split": "test", "num_frames": 7, "image_size": 40, "num_digits": (1, 2), "seed": 5}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def run(*arguments: str) -> None:
+    parser = argparse.ArgumentParser()
+    command.register(parser.add_subparsers(required=True))
+    args = parser.parse_args(["dataset", "build", *arguments])
+    args.run(args)
+
+
+def same_clips(table, videos: MovingMNIST) -> bool:
+    rows = table.with_format("numpy")[:]
+    clips = videos.clips(range(len(table)))
+    return len(table) == len(videos) and all(np.array_equal(rows[name], clips[name]) for name in clips)
+
+
+def test_importing_the_data_package_imports_no_heavy_package():
+    code = "import sys, video_diffusion.data; print({'datasets', 'pyarrow', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_map_style_dataset_holds_the_generators_clips():
+    videos = MovingMNIST(**SETTINGS, num_videos=120)
+    table = build_dataset(videos)
+    assert same_clips(table, videos)
+    assert table.features["video"] == datasets.Array3D((7, 40, 40), "uint8")
+
+
+def test_iterable_dataset_draws_the_generators_clips_whatever_the_shards():
+    videos = MovingMNIST(**SETTINGS, num_videos=11)
+    for shards in (1, 3, 11):
+        rows = list(build_iterable_dataset(videos, shards))
+        assert len(rows) == 11
+        for name, values in videos.clips(range(11)).items():
+            assert np.array_equal([row[name] for row in rows], values)
+
+
+def test_iterable_dataset_resumes_where_it_stopped():
+    stream = build_iterable_dataset(MovingMNIST(**SETTINGS, num_videos=9), 2)
+    iterator = iter(stream)
+    for _ in range(5):
+        next(iterator)
+    state = stream.state_dict()
+    rest = [np.asarray(row["video"]) for row in iterator]
+    resumed = build_iterable_dataset(MovingMNIST(**SETTINGS, num_videos=9), 2)
+    resumed.load_state_dict(state)
+    assert np.array_equal(rest, [np.asarray(row["video"]) for row in resumed])
+
+
+def test_an_endless_generator_streams_but_is_not_held_in_memory():
+    first = next(iter(build_iterable_dataset(MovingMNIST(**SETTINGS))))
+    assert np.array_equal(first["video"], MovingMNIST(**SETTINGS)[0]["video"])
+    with pytest.raises(ValueError, match="`num_videos` is None"):
+        build_dataset(MovingMNIST(**SETTINGS))
+    with pytest.raises(ValueError, match="`num_shards` is 0; expected 1 to"):
+        build_iterable_dataset(MovingMNIST(**SETTINGS), 0)
+
+
+def test_command_writes_shards_and_a_card_that_load_back_bit_for_bit(tmp_path, capsys):
+    out = tmp_path / "clips"
+    run(
+        *("--num-videos", "2205", "--split", "test", "--out", str(out), "--num-frames", "7", "--image-size", "40"),
+        *("--num-digits", "1", "2", "--seed", "5"),
+    )
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert names == ["README.md", *(f"data/test-0000{k}-of-00003.parquet" for k in range(3))]
+    loaded = datasets.load_dataset(str(out))
+    assert list(loaded) == ["test"]
+    assert same_clips(loaded["test"], MovingMNIST(**SETTINGS, num_videos=2205))
+    assert "2205 clips" in capsys.readouterr().out
+
+
+def test_both_splits_fit_one_folder(tmp_path):
+    digits = tmp_path / "digits.npz"
+    np.savez(digits, images=np.full((3, 28, 28), 9, np.uint8), labels=np.arange(3))
+    splits = [MovingMNIST(split=split, digits=digits, num_videos=4) for split in ("train", "test")]
+    write_parquet(tmp_path / "clips", *splits)
+    loaded = datasets.load_dataset(str(tmp_path / "clips"))
+    assert same_clips(loaded["train"], splits[0])
+    assert same_clips(loaded["test"], splits[1])
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def interrupt(written: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_parquet(tmp_path / "clips", MovingMNIST(**SETTINGS, num_videos=5), progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os
+from video_diffusion.data import MovingMNIST, write_parquet
+calls = []
+def die(written):
+    calls.append(written)
+    if len(calls) == 2:
+        os._exit(9)
+write_parquet("clips", MovingMNIST(split="test", num_videos=5), videos_per_file=2, progress=die)
+"""
+
+
+def test_a_killed_write_leaves_no_folder_that_loads(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False).returncode == 9
+    assert not (tmp_path / "clips").exists()
+    (partial,) = tmp_path.iterdir()
+    assert len(list(partial.rglob("*.parquet"))) == 2  # it died with one file complete
+    with pytest.raises(FileNotFoundError):
+        datasets.load_dataset(str(partial))
+
+
+def test_writing_refuses_what_it_cannot_do_before_it_draws(tmp_path):
+    videos = MovingMNIST(**SETTINGS, num_videos=2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FileExistsError, match="expected a new name or an empty folder"):
+        write_parquet(tmp_path / "full", videos)
+    with pytest.raises(ValueError, match="expected each at most once"):
+        write_parquet(tmp_path / "new", videos, videos)
+    with pytest.raises(ValueError, match="at least one"):
+        write_parquet(tmp_path / "new")
+    with pytest.raises(ValueError, match="expected the same for all"):
+        write_parquet(tmp_path / "new", videos, MovingMNIST(split="train", num_videos=2))
+    with pytest.raises(ValueError, match="`videos_per_file` is 0"):
+        write_parquet(tmp_path / "new", videos, videos_per_file=0)
+    with pytest.raises(ValueError, match="`num_videos` is None"):
+        write_parquet(tmp_path / "new", MovingMNIST(**SETTINGS))
+    with pytest.raises(ValueError, match="`--num-digits` is"):
+        run("--out", str(tmp_path / "new"), "--num-digits", "1", "2", "3")
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_datasets_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for attempt in (
+        lambda: build_dataset(MovingMNIST(**SETTINGS, num_videos=1)),
+        lambda: write_parquet(tmp_path / "clips", MovingMNIST(**SETTINGS, num_videos=1)),
+        lambda: load_videos(tmp_path, "test", num_frames=7, image_size=40),
+    ):
+        with pytest.raises(ImportError, match="pip install"):
+            attempt()
+
+
+def test_load_videos_reads_a_written_folder_in_any_order(tmp_path):
+    videos = MovingMNIST(**SETTINGS, num_videos=9)
+    write_parquet(tmp_path / "clips", videos, videos_per_file=4)
+    column = load_videos(tmp_path / "clips", "test", num_frames=7, image_size=40)
+    assert len(column) == 9
+    assert np.array_equal(column.batch([8, 0, 0, 5]), videos.batch([8, 0, 0, 5]))
+    with pytest.raises(ValueError, match="valid"):
+        load_videos(tmp_path / "clips", "valid", num_frames=7, image_size=40)
+    with pytest.raises(FileNotFoundError):
+        load_videos(tmp_path / "nowhere" / "else", "test", num_frames=7, image_size=40)
+
+
+def table(videos: list[np.ndarray], feature=None):
+    features = feature and datasets.Features({"video": feature})
+    return datasets.Dataset.from_dict({"video": [video.tolist() for video in videos]}, features=features)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_channels_may_be_first_or_last_and_storage_nested_lists_or_arrays(nested):
+    video = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), np.uint8)
+    for layout in (video, np.moveaxis(video, -1, 1)):
+        feature = None if nested else datasets.Array4D(layout.shape, "uint8")
+        column = VideoColumn(table([layout, layout], feature), num_frames=5, image_size=6, num_channels=3)
+        assert np.array_equal(column.batch([1]), video[None])
+    for layout in (video[..., :1], np.moveaxis(video[..., :1], -1, 1), video[..., 0]):
+        assert np.array_equal(VideoColumn(table([layout]), 5, 6).batch([0]), video[None, ..., 0])
+
+
+def test_longer_videos_are_cut_at_the_start_or_at_a_place_drawn_once():
+    videos = [np.arange(length)[:, None, None] * np.ones((1, 4, 4), int) for length in (4, 9, 30)] * 40
+    first = VideoColumn(table(videos), num_frames=4, image_size=4).batch(range(120))[..., 0, 0]
+    assert (first == np.arange(4)).all()
+    column = VideoColumn(table(videos), num_frames=4, image_size=4, crop_seed=1)
+    starts = column.batch(range(120))[:, 0, 0, 0].astype(int)
+    assert np.array_equal(column.batch(range(119, -1, -1))[::-1, 0, 0, 0], starts)
+    assert set(starts[0::3].tolist()) == {0}
+    assert set(starts[1::3].tolist()) == set(range(6))
+    assert starts[2::3].max() > 15
+    assert (column.batch(range(120))[..., 0, 0] == starts[:, None] + np.arange(4)).all()
+
+
+def test_a_shuffled_or_selected_table_keeps_its_order():
+    videos = [np.full((3, 4, 4), value) for value in range(10)]
+    selected = table(videos).select([7, 2, 9])
+    assert VideoColumn(selected, num_frames=3, image_size=4).batch([2, 0])[:, 0, 0, 0].tolist() == [9, 7]
+
+
+GOOD = np.zeros((5, 6, 6), int)
+
+
+@pytest.mark.parametrize(
+    ("videos", "words"),
+    [
+        ([GOOD[:, :5]], r"row 0 has shape \(5, 5, 6\); expected .* H = W = 6 and 1 channel"),
+        ([np.zeros((5, 6, 6, 3), int)], r"row 0 has shape \(5, 6, 6, 3\)"),
+        ([GOOD, GOOD[:4]], "row 1 has 4 frames; expected at least 5"),
+        ([GOOD + 256], r"row 0 spans 256 to 256; expected \[0, 255\]"),
+        ([GOOD - 1], "row 0 spans -1 to -1"),
+        ([GOOD + 0.5], "row 0 is float64; expected whole numbers"),
+    ],
+)
+def test_unfit_videos_are_refused_when_the_data_set_is_opened(videos, words):
+    with pytest.raises(ValueError, match=words):
+        VideoColumn(table(videos), num_frames=5, image_size=6)
+
+
+def test_unfit_columns_are_refused():
+    def opened(columns: dict) -> VideoColumn:
+        return VideoColumn(datasets.Dataset.from_dict(columns), num_frames=5, image_size=6)
+
+    with pytest.raises(ValueError, match=r"columns \['clip'\]; expected one named 'video'"):
+        opened({"clip": [GOOD.tolist()]})
+    with pytest.raises(ValueError, match="no rows"):
+        opened({"video": []})
+    with pytest.raises(ValueError, match="decode video files first"):
+        opened({"video": ["a.mp4"]})
+    with pytest.raises(ValueError, match="lengths"):
+        opened({"video": [[[[0] * 6] * 6] * 4 + [[[0] * 5] * 6]]})
+    with pytest.raises(ValueError, match="empty values"):
+        opened({"video": [[[[None, 1, 1, 1, 1, 1]] * 6] * 5]})
+    with pytest.raises(ValueError, match="`num_frames` is 0"):
+        VideoColumn(table([GOOD]), num_frames=0, image_size=6)
+
+
+def test_a_later_row_of_another_size_is_named():
+    column = VideoColumn(table([GOOD, GOOD[:, :3]]), num_frames=5, image_size=6)
+    with pytest.raises(ValueError, match=r"row 1 has shape \(5, 3, 6\)"):
+        column.batch([0, 1])
+    with pytest.raises(IndexError, match="expected 0 to 1"):
+        column.batch([2])
