@@ -1,0 +1,236 @@
+"""Pipelines on disk: where they are, how their weights are read, and the folder that a Hub repository holds."""
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from video_diffusion.pipeline import VideoDiffusionPipeline
+
+PACKAGE = Path(__file__).resolve().parent
+SHELVES = (PACKAGE / "pipelines", PACKAGE.parents[1] / "pipelines")  # in an installed package, in the repository
+INDEX = "model_index.json"
+CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, and where it is here
+    "VideoDiffusionPipeline": ("pipeline.py", PACKAGE / "pipeline.py"),
+    "VideoUNet3DConditionModel": ("unet/video_diffusion.py", PACKAGE / "denoiser.py"),
+    "VPContinuousScheduler": ("scheduler/video_diffusion.py", PACKAGE / "scheduler.py"),
+}
+HALF = {"fp16": "float16", "bf16": "bfloat16"}
+REFUSED = ("device_map", "quantization_config", "use_flashpack")  # options of diffusers that our loading would ignore
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+def embedded_models() -> dict[str, Path]:
+    """The pipelines that come with the package, by name."""
+    found = [index.parent for shelf in reversed(SHELVES) for index in sorted(shelf.glob(f"*/{INDEX}"))]
+    return {folder.name: folder for folder in found}
+
+
+def resolve_model(name: str) -> str:
+    """Finds a pipeline: an embedded one by its name, else a folder, else what can be a Hub id.
+
+    Returns:
+        a folder's path or a Hub id, for `VideoDiffusionPipeline.from_pretrained`.
+
+    Raises:
+        ValueError: where it is none of these.
+    """
+    embedded = embedded_models()
+    if name in embedded:
+        return str(embedded[name])
+    if Path(name).is_dir():
+        if not (Path(name) / INDEX).is_file():
+            raise ValueError(f"`model` is the folder {name!r}, expected one that holds a {INDEX}.")
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise ValueError(
+        f"`model` is {name!r}, expected an embedded model ({', '.join(embedded) or 'there is none here'}), a folder "
+        "or a Hub id 'owner/name'."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+def load_own_components(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Loads the components of a pipeline folder whose classes are ours, from the installed package's code.
+
+    Args:
+        folder: holds a `model_index.json`.
+        options: keyword arguments of `from_pretrained`; components that are among them are left out.
+
+    Raises:
+        ValueError: where the weights are broken, or are not those of the folder's config, or an option is refused.
+        OSError: where the folder lacks a file.
+    """
+    from video_diffusion.pipeline import LIBRARY, VideoDiffusionPipeline
+
+    for name in REFUSED:
+        if options.get(name):
+            raise ValueError(f"`{name}` is {options[name]!r}, expected None: load first, then `pipeline.to(device)`.")
+    if not (folder / INDEX).is_file():
+        raise OSError(f"{folder} holds no {INDEX}, expected the folder of a saved pipeline.")
+    library, components = import_module(LIBRARY), {}
+    index: Any = VideoDiffusionPipeline.load_config(str(folder))
+    for name, entry in index.items():
+        if name in options or not isinstance(entry, list | tuple) or entry[0] != LIBRARY:
+            continue
+        component = getattr(library, entry[1])
+        is_model = issubclass(component, library.ModelMixin)
+        components[name] = (
+            load_model(component, folder / name, options)
+            if is_model
+            else component.from_pretrained(str(folder / name))
+        )
+    return components
+
+
+def load_model(model_class: Any, folder: Path, options: Mapping[str, Any]) -> Any:
+    """Loads a model strictly: its folder holds every weight of its config, in its shape, and no other.
+
+    Raises:
+        ValueError: where that is not so, or a file is broken.
+        OSError: where there are no weights.
+    """
+    dtype, variant = options.get("dtype", options.get("torch_dtype")), options.get("variant")
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get(folder.name, dtype.get("default"))
+    passed = {key: options[key] for key in ("low_cpu_mem_usage", "disable_mmap") if key in options}
+    passed["use_safetensors"] = options.get("use_safetensors") is not False
+    if variant is not None and any(folder.glob(f"*.{variant}*")):
+        passed["variant"] = variant
+    check_weights(folder)
+    try:
+        model, report = model_class.from_pretrained(str(folder), torch_dtype=dtype, output_loading_info=True, **passed)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder} holds weights that are not those of its config.json: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report[kind]:
+            raise ValueError(
+                f"{folder} has {len(report[kind])} {kind} ({next(iter(report[kind]))}, …), expected just the weights "
+                "of its config.json."
+            )
+    return model
+
+
+def check_weights(folder: Path) -> None:
+    """Opens every safetensors file of a folder, so that a truncated one is named. Raises OSError or ValueError."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise OSError(f"{folder} holds no weights, expected a .safetensors file.")
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} ({file.stat().st_size} bytes) is broken or truncated: {error}") from error
+
+
+# ----------------------------------------------------------------------------------------------------------- exporting
+def export_folder(
+    pipeline: "VideoDiffusionPipeline | str | os.PathLike[str]",
+    out: str | os.PathLike[str],
+    variant: str | None = None,
+    max_shard_size: str = "15MB",
+    link: bool = False,
+) -> Path:
+    """Writes a pipeline as a Hub repository holds it: configs, safetensors, and the code for those without it.
+
+    The folder appears whole or not at all. An older export in its place is replaced; its other files (the card) stay.
+
+    Args:
+        pipeline: a pipeline, or the folder of one.
+        out: the folder to write.
+        variant: "fp16" or "bf16" adds half-precision weights beside the full ones.
+        max_shard_size: the largest weights file, as "15MB".
+        link: whether code files are relative links to this package (for the repository) and not copies.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: where `variant` is unknown, or `out` is something else than a pipeline.
+    """
+    from video_diffusion.pipeline import VideoDiffusionPipeline
+
+    if variant is not None and variant not in HALF:
+        raise ValueError(f"`variant` is {variant!r}, expected None or one of {tuple(HALF)}.")
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and ((out / INDEX).is_file() or not any(out.iterdir()))):
+        raise ValueError(f"`out` is {out}, expected a new or empty folder or that of a pipeline.")
+    extras = [Path(out)] if isinstance(pipeline, VideoDiffusionPipeline) else [Path(pipeline), Path(out)]
+    if not isinstance(pipeline, VideoDiffusionPipeline):
+        pipeline = VideoDiffusionPipeline.from_pretrained(pipeline)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        draft.chmod(0o755)
+        pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
+        if variant is not None:
+            _save_half(pipeline, draft / "unet", variant, max_shard_size)
+        for part in (pipeline, *pipeline.components.values()):
+            _write_code(type(part).__name__, draft, link)
+        for folder in extras:
+            _keep_other_files(folder, draft)
+        _forget_origin(draft)
+        _swap(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return out
+
+
+def _save_half(pipeline: "VideoDiffusionPipeline", folder: Path, variant: str, max_shard_size: str) -> None:
+    """Adds the denoiser's weights in half precision, under the variant's file names."""
+    import torch
+
+    half = copy.deepcopy(pipeline.unet).to(getattr(torch, HALF[variant]))
+    half.save_pretrained(str(folder), variant=variant, max_shard_size=max_shard_size)
+
+
+def _write_code(class_name: str, folder: Path, link: bool) -> None:
+    """Puts the file of one of our classes to its place in `folder`; nothing for other classes."""
+    if class_name not in CODE_FILES:
+        return
+    place, source = CODE_FILES[class_name]
+    if link:
+        (folder / place).symlink_to(os.path.relpath(source, (folder / place).parent))
+    else:
+        shutil.copyfile(source, folder / place)
+
+
+def _keep_other_files(source: Path, folder: Path) -> None:
+    """Copies the top-level files of `source` that `folder` lacks: card, licence, samples."""
+    for file in source.iterdir() if source.is_dir() else ():
+        target = folder / file.name
+        if file.is_file() and not target.exists() and not target.is_symlink():
+            shutil.copy2(file, target)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drops from the configs the path that the weights were loaded from: it means nothing to others."""
+    for file in (folder / INDEX, *folder.glob("*/config.json")):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _swap(draft: Path, out: Path) -> None:
+    """Moves `draft` to `out`; what was there goes away only once the new folder is complete."""
+    old = draft.with_name(f"{draft.name}-old")
+    if not out.exists():
+        draft.rename(out)
+        return
+    out.rename(old)
+    try:
+        draft.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
