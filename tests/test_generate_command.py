@@ -1,0 +1,176 @@
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from video_diffusion.commands import generate
+from video_diffusion.data import MovingMNIST
+from video_diffusion.video_io import FRAME_COLOUR, read_video, resize, write_gif
+
+SIZE, FRAMES = 32, 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    unet = VideoUNet3DConditionModel(
+        sample_size=SIZE,
+        num_frames=FRAMES,
+        in_channels=3,
+        out_channels=1,
+        patch_size=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+    )
+    for parameter in unet.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    VideoDiffusionPipeline(unet, VPContinuousScheduler(prediction_type="v_prediction")).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def command(model, tmp_path):
+    """Runs a command line with the tiny model; returns the folder of its files."""
+
+    def run(*words, out="samples"):
+        parser = argparse.ArgumentParser()
+        generate.register(parser.add_subparsers(required=True))
+        common = ["--model", model, "--num-frames", str(FRAMES), "--steps", "2", "--device", "cpu"]
+        args = parser.parse_args([words[0], *common, "--out", str(tmp_path / out), *words[1:]])
+        args.run(args)
+        return tmp_path / out
+
+    return run
+
+
+def frames_of(folder, name):
+    return resize(read_video(folder / name), SIZE, SIZE)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+def test_generate_writes_a_gif_and_an_mp4_for_each_clip_one_sheet_and_a_closing_line(command, capsys):
+    out = command("generate", "--num-videos", "3")
+    clips = [f"generate-{i:02d}.{kind}" for i in range(3) for kind in ("gif", "mp4")]
+    assert sorted(file.name for file in out.iterdir()) == sorted([*clips, "generate.png"])
+    for i in range(3):
+        gif, mp4 = frames_of(out, f"generate-{i:02d}.gif"), frames_of(out, f"generate-{i:02d}.mp4")
+        assert gif.shape == (FRAMES, SIZE, SIZE, 1)
+        assert np.abs(gif.astype(int) - mp4[..., :1]).mean() < 6
+    sheet = np.asarray(Image.open(out / "generate.png"))
+    assert not (sheet == FRAME_COLOUR).all(axis=-1).any()
+    output = capsys.readouterr()
+    assert output.out.startswith(f"3 clips of 4 frames in {out} (generate-*.gif, *.mp4)")
+    assert output.out.rstrip().endswith(" s.")
+    assert "clips 1 to 3 of 3: 100%" in output.err
+
+
+def test_the_files_hold_what_the_pipeline_makes_from_the_seeds(command, model):
+    out = command("generate", "--num-videos", "2", "--seed", "5")
+    pipeline = VideoDiffusionPipeline.from_pretrained(model)
+    for i in range(2):
+        clip = pipeline(num_inference_steps=2, generator=torch.Generator().manual_seed(5 + i), output_type="np").frames
+        assert np.abs(frames_of(out, f"generate-{i:02d}.gif") - clip[0] * 255.0).max() < 1
+
+
+def test_the_batch_size_does_not_change_the_clips(command):
+    whole = command("generate", "--num-videos", "3", out="whole")
+    split = command("generate", "--num-videos", "3", "--batch-size", "2", out="split")
+    for i in range(3):
+        difference = frames_of(whole, f"generate-{i:02d}.gif").astype(int) - frames_of(split, f"generate-{i:02d}.gif")
+        assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
+def test_each_sampler_and_gamma_makes_clips_of_its_own(command, sampler):
+    plain = command("generate", "--num-videos", "1", out="plain")
+    stock = command("generate", "--num-videos", "1", "--sampler", sampler, out="stock")
+    wide = command("generate", "--num-videos", "1", "--gamma", "1", out="wide")
+    clips = [frames_of(folder, "generate-00.gif").astype(int) for folder in (plain, stock, wide)]
+    assert np.abs(clips[0] - clips[1]).max() > 2
+    assert np.abs(clips[0] - clips[2]).max() > 2
+
+
+# ------------------------------------------------------------------------------------------------------- given frames
+def test_predict_keeps_the_first_frames_of_the_test_set(command):
+    out = command("predict", "--from-dataset", "2", "--given", "2")
+    truth = MovingMNIST(split="test", num_frames=FRAMES, image_size=SIZE, seed=0).batch([0, 1])[..., None]
+    for i in range(2):
+        clip = frames_of(out, f"predict-{i:02d}.gif")
+        assert np.array_equal(clip[:2], truth[i, :2])
+        assert not np.array_equal(clip[2], truth[i, 2])
+    sheet = np.asarray(Image.open(out / "predict.png"))
+    rows = 4  # truth and model of each clip
+    assert sheet.shape[0] == 22 + rows * (64 + 6)
+    assert (sheet == FRAME_COLOUR).all(axis=-1).any()
+
+
+def test_interpolate_keeps_both_ends(command):
+    out = command("interpolate", "--from-dataset", "1")
+    truth = MovingMNIST(split="test", num_frames=FRAMES, image_size=SIZE, seed=0).batch([0])[0][..., None]
+    clip = frames_of(out, "interpolate-00.gif")
+    assert np.array_equal(clip[[0, -1]], truth[[0, -1]])
+    assert not np.array_equal(clip[1:-1], truth[1:-1])
+
+
+@pytest.mark.parametrize("kind", ["gif", "npy"])
+def test_predict_continues_a_file_several_times_and_differently(command, tmp_path, kind, capsys):
+    video = MovingMNIST(split="test", num_frames=2, image_size=SIZE, seed=3).batch([0])[0][..., None]
+    path = tmp_path / f"clip.{kind}"
+    write_gif(video, path, scale=4) if kind == "gif" else np.save(path, video)
+    out = command("predict", str(path), "--given", "2", "--num-videos", "2")
+    clips = [frames_of(out, f"predict-{i:02d}.gif") for i in range(2)]
+    for clip in clips:
+        assert np.array_equal(clip[:2], video)
+    assert not np.array_equal(clips[0], clips[1])
+    assert ("Resized the given frames from 128×128 to 32×32" in capsys.readouterr().out) == (kind == "gif")
+
+
+def test_interpolate_takes_the_ends_of_a_file_of_any_length(command, tmp_path):
+    video = MovingMNIST(split="test", num_frames=9, image_size=SIZE, seed=3).batch([0])[0][..., None]
+    np.save(tmp_path / "clip.npy", video)
+    out = command("interpolate", str(tmp_path / "clip.npy"))
+    assert np.array_equal(frames_of(out, "interpolate-00.gif")[[0, -1]], video[[0, -1]])
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "--num-videos", "0"], "`--num-videos` is 0, expected at least 1"),
+        (["generate", "--steps", "0"], "`--steps` is 0"),
+        (["generate", "--seed", "-1"], "`--seed` is -1"),
+        (["generate", "--fps", "0"], "`--fps` is 0"),
+        (["generate", "--num-frames", "9"], "`num_frames` is 9, expected at most 4"),
+        (["generate", "--gamma", "1", "--sampler", "ddim"], "`--gamma` is 1.0, expected none with `--sampler ddim`"),
+        (["generate", "--gamma", "2"], "`gamma` is 2.0"),
+        (["generate", "--device", "abacus"], "`--device` is 'abacus'"),
+        (["generate", "--model", "moving-cats"], "`model` is 'moving-cats'"),
+        (["predict", "--from-dataset", "1", "--given", "4"], "`--given` is 4"),
+        (["predict", "--from-dataset", "0", "--given", "1"], "`--from-dataset` is 0"),
+        (["interpolate", "--from-dataset", "1", "--given", "2"], "`--given` is 2"),
+        (["predict", "nowhere.gif", "--given", "1"], "nowhere.gif"),
+    ],
+)
+def test_bad_input_is_refused_by_name_and_leaves_no_files(command, tmp_path, words, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        command(*words)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_file_with_too_few_frames_is_refused(command, tmp_path):
+    np.save(tmp_path / "clip.npy", np.zeros((1, SIZE, SIZE), np.uint8))
+    with pytest.raises(ValueError, match="`VIDEO_FILE` has 1 frames, expected the 2 given ones"):
+        command("predict", str(tmp_path / "clip.npy"), "--given", "2")
+
+
+def test_predict_needs_exactly_one_source(command, capsys):
+    for words in (["predict"], ["predict", "a.gif", "--from-dataset", "1"]):
+        with pytest.raises(SystemExit):
+            command(*words)
+    assert "VIDEO_FILE" in capsys.readouterr().err
