@@ -160,6 +160,12 @@ def _check(model: ModelArguments, data: DataArguments, train: TrainArguments) ->
         raise ValueError(f"`num_channels` is {data.num_channels}, expected 1 or 3.")
     if data.num_images < 0:
         raise ValueError(f"`num_images` is {data.num_images}, expected at least 0.")
+    shares = train.mask_probabilities
+    if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"`mask_probabilities` is {shares}, expected 4 shares that sum to 1.")
+    weightings = ("epsilon", "sample", "v_prediction", "min_snr", "sigmoid", "edm")
+    if train.weighting not in weightings:
+        raise ValueError(f"`weighting` is {train.weighting!r}, expected one of {weightings}.")
     if train.optimizer not in ("adamw", "muon"):
         raise ValueError(f"`optimizer` is {train.optimizer!r}, expected adamw or muon.")
     if train.push_to_hub and train.hub_model_id is None:
