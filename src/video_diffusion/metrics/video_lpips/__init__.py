@@ -1,0 +1,1 @@
+"""An `evaluate` module: load this folder with `evaluate.load`."""
