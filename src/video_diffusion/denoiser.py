@@ -339,11 +339,11 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
                 skips.append(x)
             if level < len(self.downsamplers):
                 x = self.downsamplers[level](space_to_depth(x, 2))
-        skips = _add_residuals(skips, down_block_additional_residuals)
+        skips = _add_residuals("down_block_additional_residuals", skips, down_block_additional_residuals)
 
         x = self._run(self.mid_block, x, *context)
         if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
+            (x,) = _add_residuals("mid_block_additional_residual", [x], (mid_block_additional_residual,))
 
         for level, blocks in enumerate(self.up_blocks):
             for block in cast(nn.ModuleList, blocks):
@@ -442,15 +442,13 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
         )
 
 
-def _add_residuals(skips: list[Tensor], residuals: tuple[Tensor, ...] | None) -> list[Tensor]:
+def _add_residuals(name: str, features: list[Tensor], residuals: tuple[Tensor, ...] | None) -> list[Tensor]:
     if residuals is None:
-        return skips
-    if [r.shape for r in residuals] != [s.shape for s in skips]:
-        raise ValueError(
-            f"`down_block_additional_residuals` has shapes {[tuple(r.shape) for r in residuals]}, expected "
-            f"{[tuple(s.shape) for s in skips]}."
-        )
-    return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+        return features
+    given, expected = ([tuple(x.shape) for x in tensors] for tensors in (residuals, features))
+    if given != expected:
+        raise ValueError(f"`{name}` has shapes {given}, expected {expected}.")
+    return [feature + residual for feature, residual in zip(features, residuals, strict=True)]
 
 
 def _kind(value: Any) -> str:

@@ -65,10 +65,11 @@ def random_frame_mask(
         raise ValueError(f"`probabilities` is {probabilities}, expected {len(TASKS)} shares {TASKS} that sum to 1.")
     u = torch.rand(4, batch, 1, generator=generator, device=device)
     place = torch.arange(frames, device=device)
-    prefix = 1 + (u[1] * (frames - 1)).long()  # 1..F−1
-    suffix = (u[2] * (frames - prefix)).long()  # 0..F−prefix−1, so that one frame is left
+    # The bounds hold against the rounding of u·n up to n, and for single frames.
+    prefix = (1 + (u[1] * (frames - 1)).long()).clamp(max=frames - 1)  # 1..F−1
+    suffix = (u[2] * (frames - prefix)).long().minimum(frames - prefix - 1)  # one frame at least is left
     bernoulli = torch.rand(batch, frames, generator=generator, device=device) < u[3]
-    bernoulli &= place != (u[2] * frames).long()
+    bernoulli &= place != (u[2] * frames).long().clamp(max=frames - 1)
     edges = torch.tensor(probabilities, device=device).cumsum(0)
     task = torch.searchsorted(edges[:-1], u[0], right=True)
     masks = torch.stack(
@@ -94,8 +95,10 @@ def draw(
 
     The last `num_images` frames are independent images and never given.
     """
-    generator = torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step) % 2**63)
     batch, _, frames = shape[:3]
+    if not 0 <= num_images <= frames:
+        raise ValueError(f"`num_images` is {num_images}, expected 0 to the number of frames, {frames}.")
+    generator = torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step) % 2**63)
     mask = torch.zeros(batch, frames, dtype=torch.bool, device=device)
     videos = frames - num_images
     mask[:, :videos] = random_frame_mask(batch, videos, probabilities, generator, device)

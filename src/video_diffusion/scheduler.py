@@ -240,11 +240,13 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
             noise: ε, same shape.
             timesteps: 1000·t, one number or `[B]`.
         """
+        _check_shape("noise", noise, original_samples)
         alpha, sigma = alpha_sigma(self._logsnr_like(timesteps, original_samples))
         return alpha.to(original_samples.dtype) * original_samples + sigma.to(original_samples.dtype) * noise
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
         """The velocity v = α_t ε − σ_t x (Salimans and Ho 2022); arguments as in `add_noise`, `sample` is x."""
+        _check_shape("noise", noise, sample)
         alpha, sigma = alpha_sigma(self._logsnr_like(timesteps, sample))
         return alpha.to(sample.dtype) * noise - sigma.to(sample.dtype) * sample
 
@@ -299,7 +301,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
             given = torch.as_tensor(timesteps, dtype=torch.float64).cpu()
             if given.ndim != 1 or not len(given) or not (given[-1] > 0 and given[0] <= scale):
                 raise ValueError(f"`timesteps` is {timesteps}, expected a list of numbers in (0, {scale}].")
-            if (given.diff() >= 0).any():
+            if not (given.diff() < 0).all():
                 raise ValueError(f"`timesteps` is {timesteps}, expected strictly decreasing numbers.")
             times = torch.cat([given / scale, torch.zeros(1, dtype=torch.float64)])
         self._times = times
@@ -326,10 +328,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if `timestep` is not one of `timesteps`, or the shapes differ.
         """
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"`model_output` has shape {tuple(model_output.shape)}, expected the sample's, {tuple(sample.shape)}."
-            )
+        _check_shape("model_output", model_output, sample)
         t, s = self._interval(timestep)
         logsnr_t, logsnr_s = self.logsnr(t), self.logsnr(s)
         x = self._clip(self._to_original(model_output, sample, logsnr_t))
@@ -378,10 +377,12 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         """The discrete β_i = 1 − ᾱ_i/ᾱ_{i−1}, ᾱ_i = α²(i/N), of this schedule at N levels.
 
         Level i is t = i/N, so with N = 1000 a stock scheduler's integer timestep means what it means here and goes to
-        the network unchanged. λ is capped at 14: beyond it float32 cannot tell ᾱ from 1.
+        the network unchanged. 1 − ᾱ_i is at least (i + 1)·2⁻²³: stock schedulers keep ᾱ in float32, and two levels
+        with the same ᾱ would make a multistep solver divide by zero.
         """
-        t = torch.arange(num_levels, dtype=torch.float64) / num_levels
-        log_alpha_bar = F.logsigmoid(self.logsnr(t).clamp(max=14.0))
+        level = torch.arange(num_levels, dtype=torch.float64)
+        highest = -torch.logit((level + 1) * 2.0**-23)
+        log_alpha_bar = F.logsigmoid(torch.minimum(self.logsnr(level / num_levels), highest))
         steps = log_alpha_bar.diff(prepend=torch.zeros(1, dtype=torch.float64))
         return (-torch.expm1(steps)).tolist()
 
@@ -393,7 +394,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
             overrides: config keys of that class that shall differ from the ones derived here.
 
         Raises:
-            ValueError: if the class takes no `trained_betas`, or this scheduler's scale is not 1000.
+            ValueError: if the class takes no `trained_betas`, or cannot clip as this scheduler does.
         """
         accepted = inspect.signature(scheduler_class.__init__).parameters
         if "trained_betas" not in accepted:
@@ -412,9 +413,19 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
             "dynamic_thresholding_ratio": self.config.dynamic_thresholding_ratio,
             "sample_max_value": self.config.sample_max_value,
         }
-        if self.config.clip_sample and "clip_sample" not in accepted and self.config.clip_sample_range == 1:
+        if self.config.clip_sample and not self.config.thresholding and "clip_sample" not in accepted:
+            if self.config.clip_sample_range != 1:
+                raise ValueError(
+                    f"`clip_sample_range` is {self.config.clip_sample_range}, expected 1: the only plain clip that "
+                    f"{scheduler_class.__name__} can do."
+                )
             own |= {"thresholding": True, "sample_max_value": 1.0}  # a bound clamped to [1, 1] is the plain clip
         return scheduler_class(**{key: value for key, value in own.items() if key in accepted} | overrides)
+
+
+def _check_shape(name: str, value: Tensor, sample: Tensor) -> None:
+    if value.shape != sample.shape:
+        raise ValueError(f"`{name}` has shape {tuple(value.shape)}, expected the sample's, {tuple(sample.shape)}.")
 
 
 def _double(x: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+"""
+Shared by the tests: this folder on the import path, so that `from oracle import Gaussian` works under pytest's
+importlib mode, and a small denoiser with weights that hide nothing.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def make_denoiser():
+    """A function that makes a tiny denoiser on 16×16 pixels; zero-initialised weights become random."""
+    from video_diffusion import VideoUNet3DConditionModel
+
+    def make(randomise=True, seed=0, **changes):
+        config = {
+            "sample_size": 16,
+            "num_frames": 4,
+            "in_channels": 1,
+            "out_channels": 1,
+            "patch_size": 2,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "attention_head_dim": 8,
+            "norm_num_groups": 4,
+        }
+        torch.manual_seed(seed)
+        model = VideoUNet3DConditionModel(**config | changes)
+        if randomise:
+            for parameter in model.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        return model.eval()
+
+    return make
