@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from video_diffusion import VideoDiffusionPipeline
+from video_diffusion.data import MovingMNIST
+from video_diffusion.data.builders import write_parquet
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "training" / "train.py")
@@ -96,6 +99,25 @@ def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(digits, r
     expected, got = weights(reference), weights(tmp_path)
     for key in expected:
         torch.testing.assert_close(got[key], expected[key], rtol=0, atol=2e-5)
+
+
+def test_a_built_dataset_trains(digits, tmp_path):
+    videos = MovingMNIST(split="test", num_frames=4, image_size=32, num_digits=1, digits=str(digits), num_videos=6)
+    write_parquet(tmp_path / "videos", videos)
+    flags = ["--dataset_name", str(tmp_path / "videos"), "--train_split", "test", "--validation_steps", "1"]
+    result = run(command(digits, tmp_path / "run", "--max_steps", "2", "--per_device_batch_size", "4", *flags))
+    assert result.returncode == 0, result.stderr
+    assert "validation/generation" in result.stderr + result.stdout
+
+
+def test_a_dataset_without_videos_is_refused_by_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import train
+
+    datasets.Dataset.from_dict({"image": [0, 1]}).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert train.main(["--dataset_name", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 2
+    assert "expected one named 'video'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_sigterm_saves_and_the_exit_code_asks_to_be_resumed(digits, tmp_path):

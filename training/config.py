@@ -35,6 +35,10 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Folder or Hub id with a `video` column; left out: Moving MNIST on the fly."}
     )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Held-out split; left out: test for Moving MNIST, else the training split."}
+    )
     digits: str | None = field(
         default=None, metadata={"help": "Digits: folder, .npz or Hub id; left out: the embedded MNIST."}
     )

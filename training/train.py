@@ -34,8 +34,9 @@ from video_diffusion.objective import TASKS, diffusion_loss, draw
 FIXED = (
     *("patch_size", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"),
     *("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
-    *("dataset_name", "digits", "variant", "num_digits", "num_frames", "image_size", "num_channels", "num_images"),
-    *("seed", "max_steps", "mask_probabilities", "weighting", "optimizer"),
+    *("dataset_name", "train_split", "digits", "variant", "num_digits", "num_frames", "image_size"),
+    *("num_channels", "num_images"),
+    *("seed", "mask_probabilities", "weighting", "optimizer"),
 )
 
 
@@ -119,7 +120,7 @@ class Run:
             project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(self.output / "logs")),
         )
         set_seed(args.seed)  # the same weights on every process
-        self.train_source = open_source(self.data, "train", args.seed)
+        self.train_source = open_source(self.data, self.data.train_split, args.seed)
         denoiser, self.scheduler = build_model(self.model_args, self.data)
         if args.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
@@ -207,14 +208,19 @@ class Run:
         self.ema.copy_to(unet.parameters())
         return VideoDiffusionPipeline(unet=unet.to(self.accelerator.device).eval(), scheduler=self.scheduler)
 
+    def held_out(self, size: int) -> Tensor:
+        """The first clips of the validation split (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
+        on_the_fly = self.data.dataset_name is None
+        split = self.data.validation_split or ("test" if on_the_fly else self.data.train_split)
+        source = open_source(self.data, split, self.args.seed)
+        clips = torch.from_numpy(source.batch(range(min(size, len(source)))))
+        return clips if clips.ndim == 5 else clips[..., None]
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean squared error of x̂ on held-out clips, averaged over t, for each task; averaged weights."""
-        split = "test" if self.data.dataset_name is None else "train"
-        source = open_source(self.data, split, self.args.seed)
-        size = self.args.validation_videos
-        clips = torch.from_numpy(source.batch(range(size)))
-        clips = clips if clips.ndim == 5 else clips[..., None]
+        clips = self.held_out(self.args.validation_videos)
+        size = len(clips)
         unet, report = self.pipeline().unet, {}
         for task, name in enumerate(TASKS):
             only = [float(i == task) for i in range(len(TASKS))]
@@ -230,9 +236,7 @@ class Run:
         """A grid uint8 `[H, W, C]`: rows are clips (two generated, two predicted from half their frames)."""
         pipe = self.pipeline()
         pipe.set_progress_bar_config(disable=True)
-        split = "test" if self.data.dataset_name is None else "train"
-        clips = torch.from_numpy(open_source(self.data, split, self.args.seed).batch(range(2)))
-        clips = clips if clips.ndim == 5 else clips[..., None]
+        clips = self.held_out(2)
         given = clips[:, : self.data.num_frames // 2].permute(0, 1, 4, 2, 3).float() / 255
         common: dict[str, Any] = {"num_inference_steps": 20, "output_type": "np"}
         common |= {"return_dict": False, "generator": torch.Generator().manual_seed(0)}

@@ -1,0 +1,158 @@
+"""`video-diffusion evaluate`: a model, or a folder of videos, scored by a protocol."""
+
+import argparse
+import hashlib
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from video_diffusion.commands.generate import SAMPLERS, load_pipeline
+
+if TYPE_CHECKING:
+    from video_diffusion.evaluation import Source, Workers
+
+NAMES = ("paper", "mcvd", "openstl", "unconditional")
+SHOWN = 4  # clips in the picture
+
+
+def register(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score a model, or a folder of videos, by a protocol",
+        description="Scores a model by a protocol (docs/protocols.md) beside its baselines: <protocol>.json, .md and "
+        ".png in --out. Run again after an interruption, it goes on. Processes of accelerate launch share the work.",
+    )
+    add = parser.add_argument
+    add("--model", default="moving-mnist", help="embedded model, folder, Hub id or folder of videos: one npy, GIF or "
+        "MP4 file a clip, or npz arrays, in the order of their numbers (default: %(default)s)")  # fmt: skip
+    add("--protocol", required=True, choices=NAMES)
+    add("--num-videos", type=int, metavar="N", help="clips (default: the protocol's)")
+    add("--num-samples", type=int, metavar="S", help="predictions of each clip (default: the protocol's)")
+    add("--num-frames", type=int, nargs="+", metavar="F", help="unconditional: lengths, of 10 and 20 (default: both)")
+    add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
+    add("--steps", type=int, default=50, help="network calls of a clip, or of each window (default: %(default)s)")
+    add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
+    add("--seed", type=int, default=0, help="of the noise (default: %(default)s); the test clips are always the same")
+    add("--batch-size", type=int, default=16, metavar="B", help="clips at once (default: %(default)s)")
+    add("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder to write (default: %(default)s)")
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Scores the model and writes the report."""
+    check_arguments(args)
+    from video_diffusion.evaluation import PROTOCOLS, Run, Scorer, evaluate
+    from video_diffusion.evaluation_cache import default_folder
+    from video_diffusion.evaluation_report import markdown
+
+    workers = find_workers(args)
+    protocol = PROTOCOLS[args.protocol]
+    source = open_source(args)
+    run = Run.of(source, protocol, args.num_videos, args.num_samples, args.num_frames, args.batch_size)
+    scorer = Scorer(protocol, run.lengths, args.device, cache=default_folder())
+    report = evaluate(source, run, args.out, scorer, workers=workers)
+    if report is not None:
+        report["command"] = command_line(args, report)
+        files = write(report, source, run, args.out)
+        print(markdown(report))
+        print("Written: " + ", ".join(map(str, files)))
+
+
+def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
+    """The command that makes the same report, with the numbers that were defaults."""
+    numbers = {name: report[name] for name in ("num_videos", "num_samples")}
+    asked = {"model": args.model, "protocol": args.protocol, **numbers, "num_frames": args.num_frames}
+    if "steps" in report["sampling"]:
+        asked |= {name: getattr(args, name) for name in ("sampler", "steps", "gamma", "seed")}
+    words = ["video-diffusion", "evaluate"]
+    for name, value in asked.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def write(report: dict[str, Any], source: "Source", run: Any, out: Path) -> tuple[Path, ...]:
+    """Writes the JSON, the table and the picture; returns their paths."""
+    from video_diffusion.evaluation import read_clips
+    from video_diffusion.evaluation_figure import write_figure
+    from video_diffusion.evaluation_report import write_report
+
+    count, length = min(SHOWN, run.num_videos), max(run.lengths)
+    truth = run.protocol.truth(range(count), source.image_size)[:, :length]
+    clips = read_clips(out / f"{run.protocol.name}-parts", count, length)[:, 0]
+    picture = out / f"{run.protocol.name}.png"
+    write_figure(report, truth, clips, picture)
+    return (*write_report(report, out), picture)
+
+
+# ------------------------------------------------------------------------------------------------------- the arguments
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses, before anything is loaded, what no run takes. Raises a ValueError."""
+    for name in ("num_videos", "num_samples", "steps", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name.replace('_', '-')}` is {value}, expected at least 1.")
+    if args.seed < 0:
+        raise ValueError(f"`--seed` is {args.seed}, expected 0 or more.")
+    if args.gamma is not None and args.sampler != "ancestral":
+        raise ValueError(f"`--gamma` is {args.gamma}, expected none with `--sampler {args.sampler}`.")
+    if args.num_frames is not None and args.protocol != "unconditional":
+        raise ValueError(f"`--num-frames` is {args.num_frames}, expected none with `--protocol {args.protocol}`.")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
+
+
+def find_workers(args: argparse.Namespace) -> "Workers":
+    """The processes that accelerate or torchrun started, or this one alone. Sets `args.device` where it is open."""
+    import torch
+
+    from video_diffusion.evaluation import Workers
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise ImportError("Several processes need accelerate: pip install 'video-diffusion[train]'.") from error
+        state = PartialState(cpu=args.device == "cpu")
+        args.device = args.device or str(state.device)
+        return Workers(state.process_index, state.num_processes, state.wait_for_everyone)
+    if args.device is None:
+        args.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return Workers()
+
+
+def open_source(args: argparse.Namespace) -> "Source":
+    """What `--model` names: a pipeline with its sampler on its device, or a folder of videos. Raises a ValueError."""
+    from video_diffusion.evaluation import FolderSource, PipelineSource
+    from video_diffusion.hub import INDEX, embedded_models, resolve_model
+    from video_diffusion.pipeline import VideoDiffusionPipeline
+
+    folder = Path(args.model)
+    if args.model not in embedded_models() and folder.is_dir() and not (folder / INDEX).is_file():
+        return FolderSource(folder)
+    found = Path(resolve_model(args.model))
+    folder = found if found.is_dir() else Path(VideoDiffusionPipeline.download(str(found)))
+    identity = {
+        "kind": "pipeline",
+        "name": args.model,
+        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "sha256": files_sha256(folder),
+    }
+    args = argparse.Namespace(**{**vars(args), "model": str(folder)})
+    return PipelineSource(
+        load_pipeline(args),
+        identity,
+        steps=args.steps,
+        seed=args.seed,
+        sampler=args.sampler,
+        batch_size=args.batch_size,
+    )
+
+
+def files_sha256(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every weights file and config of a pipeline's components, by its place in the folder."""
+    files = sorted(file for ending in ("safetensors", "bin", "json") for file in folder.glob(f"*/*.{ending}"))
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -1,0 +1,147 @@
+"""The report of an evaluation as JSON and as a Markdown table: ours, the baselines, the numbers of others."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from video_diffusion.evaluation_protocols import BASELINES
+from video_diffusion.video_io import atomic_path
+
+MODEL_COLUMNS = ("one_sample", "mean_of_samples", "best_of_samples", "average_prediction")
+TITLES = {
+    "one_sample": "one sample",
+    "mean_of_samples": "mean of {S} samples",
+    "best_of_samples": "best of {S} samples",
+    "average_prediction": "average of {S} samples",
+    "black_frame": "black frame",
+    "last_frame": "last frame repeated",
+    "real_against_real": "real against real",
+}
+LABELS = {  # metric: for each value of it its key in the figures, the row's key, what it is called, its digits
+    "psnr": (
+        ("psnr", "psnr", "PSNR, dB ↑", 2),
+        ("psnr_paper", "psnr_paper", "PSNR in the paper's convention, dB ↑", 2),
+    ),
+    "psnr_of_clip": (("psnr", "psnr_of_clip", "PSNR of the clip's MSE, dB ↑", 2),),
+    "ssim": (("ssim", "ssim", "SSIM ↑", 4),),
+    "ssim_binarised": (("ssim", "ssim_binarised", "SSIM, binarised ↑", 4),),
+    "mse": (("mse", "mse", "MSE, sum over pixels ↓", 2), ("mae", "mae", "MAE, sum over pixels ↓", 2)),
+    "lpips": (("lpips", "lpips", "LPIPS ↓", 4),),
+    "lpips_128": (("lpips", "lpips_128", "LPIPS at 128×128 ↓", 4),),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        key: as numbers of others name it (`evaluation_protocols.Known`).
+        label: what is measured; the arrow says which way is better.
+        digits: after the point.
+        values: by column; a column may be missing.
+    """
+
+    key: str
+    label: str
+    digits: int
+    values: Mapping[str, float | None]
+
+
+def rows(report: Mapping[str, Any]) -> list[Row]:
+    """The rows of a report: Fréchet distances by length and N, each metric (by horizon), network calls of a clip."""
+    found = []
+    for length, counts in report["figures"].get("fvd", {}).items():
+        for count, values in counts.items():
+            key = f"fvd/{length}" if int(count) == report["num_videos"] else f"fvd/{length}/{count}"
+            label = f"{length} frames, {count} clips"
+            distances = {column: value for column, value in values.items() if column in TITLES}
+            found.append(Row(key, f"FVD, {label} ↓", 2, distances))
+            if report["protocol"] == "unconditional":
+                ours = {"mean_of_samples" if "mean_of_samples" in values else "one_sample": values["ratio_to_real"]}
+                found.append(Row(f"ratio/{key}", f"FVD ÷ real against real, {label} ↓", 2, ours))
+    for metric, columns in report["figures"].items():
+        for name, key, label, digits in LABELS.get(metric, ()):
+            if name == "psnr_paper" and report["protocol"] != "paper":
+                continue
+            horizons = next(iter(columns.values())).get("first_frames", {})
+            for horizon in horizons:
+                values = {column: figures["first_frames"][horizon][name] for column, figures in columns.items()}
+                what, arrow = label.rsplit(" ", 1)
+                found.append(Row(f"{key}/{horizon}", f"{what}, first {horizon} frames {arrow}", digits, values))
+            if not horizons:
+                found.append(Row(key, label, digits, {column: figures[name] for column, figures in columns.items()}))
+    for length, calls in report.get("network_calls_per_clip", {}).items():
+        by_column = {column: calls * (column == "one_sample" or report["num_samples"]) for column in MODEL_COLUMNS}
+        values = {c: n for c, n in by_column.items() if c in ("one_sample", report["headline"])}
+        found.append(Row(f"network_calls/{length}", f"network calls for {length} frames ↓", 0, values))
+    return found
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as Markdown: a table, the sources of the numbers of others, and how it was made."""
+    lines = rows(report)
+    present = {column for row in lines for column, value in row.values.items() if value is not None}
+    model = sorted((c for c in MODEL_COLUMNS if c in present), key=lambda column: column != report["headline"])
+    columns = [*model, *(c for c in BASELINES if c in present)]
+    sources = list(dict.fromkeys(known["source"] for known in report["known"]))
+    titles = [TITLES[column].format(S=report["num_samples"]) for column in columns]
+    titles[: len(model)] = [f"ours: {title}" for title in titles[: len(model)]]
+    table = [["", *titles, *(["numbers of others"] if sources else [])]]
+    table.append(["---", *["---:"] * len(columns), *(["---"] if sources else [])])
+    for row in lines:
+        cells = [row.label, *(_number(row.values.get(column), row.digits) for column in columns)]
+        theirs = [f"{k['value']} [{sources.index(k['source']) + 1}]" for k in report["known"] if k["row"] == row.key]
+        table.append([*cells, *(["; ".join(theirs) or "–"] if sources else [])])
+    body = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+    notes = [f"[{i}] {source}." for i, source in enumerate(sources, start=1)]
+    parts = [f"## Protocol `{report['protocol']}`", report["text"], body, "  \n".join(notes), _remarks(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _remarks(report: Mapping[str, Any]) -> str:
+    """What a reader must know beside the table, as a list."""
+    model, sampling = report["model"], report["sampling"]
+    name = model["name"] + (f" at revision {model['revision']}" if model.get("revision") else "")
+    remarks = [f"Model: {name}. {report['num_videos']} clips, {report['num_samples']} prediction(s) of each."]
+    if "steps" in sampling:
+        gamma = "" if sampling["gamma"] is None else f", γ = {sampling['gamma']:g}"
+        calls = ", ".join(
+            f"{calls} network calls for a clip of {length} frames in {len(report['windows'][length])} window(s)"
+            for length, calls in report["network_calls_per_clip"].items()
+        )
+        remarks.append(f"Sampler: {sampling['sampler']}{gamma}, seed {sampling['seed']}; {calls}.")
+    if report["num_given"] == 0:
+        remarks.append("Nothing is given, so the last frame repeated is a still of a real clip's first frame.")
+    remarks += [f"Not the whole protocol: {departure}." for departure in report["departures"]]
+    remarks += [f"Networks: {n} is {what}." for n, what in report["networks"].items() if "replaced" in what]
+    for metric in ("psnr", "psnr_of_clip"):
+        for column, figures in report["figures"].get(metric, {}).items():
+            if figures["num_identical"]:
+                title = TITLES[column].format(S=report["num_samples"])
+                counted = f"{figures['num_identical']} of {figures['num_frames']}"
+                remarks.append(f"{metric}, {title}: {counted} are exact (infinite) and count as 100 dB.")
+    if "command" in report:
+        remarks.append(f"Command: `{report['command']}`")
+    return "\n".join(f"* {remark}" for remark in remarks)
+
+
+def write_report(report: Mapping[str, Any], out: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Writes `<protocol>.json` and `<protocol>.md` into a folder, each whole or not at all, and returns their paths.
+
+    Raises:
+        ValueError: where a figure is no number that JSON has.
+    """
+    files = Path(out) / f"{report['protocol']}.json", Path(out) / f"{report['protocol']}.md"
+    texts = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", markdown(report)
+    for file, text in zip(files, texts, strict=True):
+        with atomic_path(file) as draft:
+            draft.write_text(text, encoding="utf-8")
+    return files

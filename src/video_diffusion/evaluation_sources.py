@@ -1,0 +1,226 @@
+"""What is scored: the interface, and a pipeline that predicts, in windows where a clip is longer than its training."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+
+from video_diffusion.evaluation_protocols import Protocol
+from video_diffusion.video_io import to_channels, to_uint8
+
+if TYPE_CHECKING:
+    from video_diffusion.pipeline import VideoDiffusionPipeline
+
+Clips = NDArray[np.uint8]
+
+
+class Source(ABC):
+    """Something that has S clips for each clip of a protocol.
+
+    Args:
+        identity: what it is, for the report; JSON.
+        settings: what changes its clips, for the report; JSON.
+        image_size: H = W of its frames.
+    """
+
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    image_size: int
+
+    @abstractmethod
+    def check(self, protocol: Protocol, num_videos: int, num_samples: int, lengths: Sequence[int]) -> None:
+        """Raises a ValueError, before anything is computed, where it cannot serve the protocol."""
+
+    @abstractmethod
+    def clips(
+        self, indices: Sequence[int], given: Clips, num_samples: int, lengths: Sequence[int]
+    ) -> dict[int, Clips]:
+        """Its clips.
+
+        Args:
+            indices: numbers of the protocol's clips, `[n]`.
+            given: their given frames, uint8 `[n, k, H, W, 1]`.
+            num_samples: S.
+            lengths: F, frames of the whole clips, in ascending order.
+
+        Returns:
+            for each length uint8 `[n, S, F, H, W, 1]`, the given frames in front.
+        """
+
+    def cost(self, num_given: int, lengths: Sequence[int]) -> dict[str, Any]:
+        """`windows` and `network_calls_per_clip` by length; nothing where no network is called."""
+        return {}
+
+
+# ---------------------------------------------------------------------------------------------------------- a pipeline
+def plan_windows(num_given: int, num_frames: int, trained: int | None) -> list[tuple[int, int]]:
+    """How a model makes a clip that may be longer than those it was trained on.
+
+    Args:
+        num_given: k, frames at the start that are known.
+        num_frames: F of the whole clip.
+        trained: the longest clip that the model takes; None: any.
+
+    Returns:
+        for each call of the pipeline the frames before that it sees, and the frames it makes. One window where F is
+        within the trained length; else each sees half of it and makes the other half, and the last one sees more.
+
+    Raises:
+        ValueError: where the clip is longer than the model takes, and that is a single frame.
+    """
+    if trained is None or num_frames <= trained:
+        return [(num_given, num_frames - num_given)]
+    if trained < 2:
+        raise ValueError(f"The model was trained on {trained} frame, expected at least 2 for a clip of {num_frames}.")
+    windows, known = [], num_given
+    while known < num_frames:
+        made = min(num_frames - known, trained - min(known, trained // 2))
+        windows.append((min(known, trained - made), made))
+        known += made
+    return windows
+
+
+def predict_frames(
+    pipeline: "VideoDiffusionPipeline",
+    given: torch.Tensor | None,
+    num_frames: int,
+    *,
+    num_inference_steps: int,
+    generator: list[torch.Generator],
+) -> torch.Tensor:
+    """Clips of any length: windows that are conditioned on the last frames already made (`plan_windows`).
+
+    Args:
+        pipeline: whose `unet.config.num_frames` bounds a window.
+        given: the first frames, `[B, k, C, H, W]` in [0, 1]; None: nothing is given.
+        num_frames: F of the whole clips.
+        num_inference_steps: network calls of a window.
+        generator: B generators; a clip's windows draw from its own, one after the other.
+
+    Returns:
+        `[B, F, C, H, W]` in [0, 1], float32 on the CPU; the given frames are as they came.
+
+    Raises:
+        ValueError: where the model cannot be conditioned and the clip needs it, or the pipeline refuses an argument.
+    """
+    known = 0 if given is None else given.shape[1]
+    windows = plan_windows(known, num_frames, pipeline.unet.config.get("num_frames"))
+    frames = given
+    for context, made in windows:
+        options: dict[str, Any] = {"num_videos_per_prompt": len(generator)}
+        if context and frames is not None:
+            options = {"video": frames[:, -context:]}
+        output: Any = pipeline(
+            num_frames=context + made,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            output_type="pt",
+            **options,
+        )
+        new = output.frames[:, context:].float().cpu()
+        frames = new if frames is None else torch.cat([frames, new], dim=1)
+    assert frames is not None
+    return frames
+
+
+def clip_generator(seed: int, clip: int, sample: int, length: int) -> torch.Generator:
+    """The randomness of one clip: a pure function of these numbers, so that batches and processes do not matter."""
+    state = np.random.SeedSequence([seed, clip, sample, length]).generate_state(2)
+    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+class PipelineSource(Source):
+    """A pipeline.
+
+    Args:
+        pipeline: on its device, with its sampler.
+        identity: as in `Source`.
+        steps: network calls of a window.
+        seed: of the noise.
+        sampler: the sampler's name, for the report.
+        batch_size: clips at once.
+    """
+
+    def __init__(
+        self,
+        pipeline: "VideoDiffusionPipeline",
+        identity: dict[str, Any],
+        *,
+        steps: int = 50,
+        seed: int = 0,
+        sampler: str = "ancestral",
+        batch_size: int = 16,
+    ) -> None:
+        self.pipeline, self.identity, self.batch_size = pipeline, identity, batch_size
+        self.steps, self.seed = steps, seed
+        scheduler = pipeline.scheduler
+        self.settings = {
+            "sampler": sampler,
+            "scheduler": type(scheduler).__name__,
+            "gamma": scheduler.config.get("gamma"),
+            "steps": steps,
+            "seed": seed,
+        }
+        height, width = pipeline.resolve_shape(1, None, None)[1:]
+        if height != width:
+            raise ValueError(f"The model's frames are {width}×{height}, expected square ones.")
+        self.image_size = height
+        pipeline.set_progress_bar_config(disable=True)
+
+    def check(self, protocol: Protocol, num_videos: int, num_samples: int, lengths: Sequence[int]) -> None:
+        """Raises a ValueError where the model cannot be given frames and the protocol needs it."""
+        unet, channels = self.pipeline.unet, self.pipeline.latent_channels
+        for length in lengths:
+            windows = plan_windows(protocol.num_given, length, unet.config.get("num_frames"))
+            if any(context for context, _ in windows) and unet.config.in_channels == channels:
+                raise ValueError(
+                    f"The model has no channels for given frames (in_channels {channels}, not {2 * channels + 1}), "
+                    f"expected them for clips of {length} frames, {protocol.num_given} of them given, by a model "
+                    f"trained on {unet.config.get('num_frames')}."
+                    + (" Pass `--num-frames` with lengths it was trained on." if protocol.num_given == 0 else "")
+                )
+
+    def clips(
+        self, indices: Sequence[int], given: Clips, num_samples: int, lengths: Sequence[int]
+    ) -> dict[int, Clips]:
+        """As `Source.clips`; nothing but the seed, the clip and the sample decides about a clip."""
+        jobs = [(row, sample) for row in range(len(indices)) for sample in range(num_samples)]
+        made: dict[int, list[Clips]] = {length: [] for length in lengths}
+        for first in range(0, len(jobs), self.batch_size):
+            batch = jobs[first : first + self.batch_size]
+            frames = self._given([given[row] for row, _ in batch]) if given.shape[1] else None
+            for length in lengths:
+                generators = [clip_generator(self.seed, indices[row], sample, length) for row, sample in batch]
+                video = predict_frames(
+                    self.pipeline, frames, length, num_inference_steps=self.steps, generator=generators
+                )
+                made[length].append(self._to_grey(video))
+        return {
+            length: rearrange(np.concatenate(parts), "(n s) f h w c -> n s f h w c", s=num_samples)
+            for length, parts in made.items()
+        }
+
+    def _given(self, clips: list[Clips]) -> torch.Tensor:
+        """Grey clips uint8 `[k, H, W, 1]` as the model reads them: `[B, k, C, H, W]` in [0, 1]."""
+        frames = np.stack([to_channels(clip, self.pipeline.pixel_channels) for clip in clips])
+        return rearrange(torch.from_numpy(frames).float() / 255, "b f h w c -> b f c h w")
+
+    def _to_grey(self, video: torch.Tensor) -> Clips:
+        """`[B, F, C, H, W]` in [0, 1] as uint8 `[B, F, H, W, 1]`."""
+        frames = to_uint8(rearrange(video, "b f c h w -> b f h w c").numpy())
+        return np.stack([to_channels(clip, 1) for clip in frames])
+
+    def cost(self, num_given: int, lengths: Sequence[int]) -> dict[str, Any]:
+        """Counted on the sampler's own timesteps, which may be more or fewer than the steps asked for."""
+        trained = self.pipeline.unet.config.get("num_frames")
+        windows = {length: plan_windows(num_given, length, trained) for length in lengths}
+        self.pipeline.scheduler.set_timesteps(self.steps)
+        calls = len(self.pipeline.scheduler.timesteps)
+        return {
+            "windows": {str(length): [list(window) for window in plan] for length, plan in windows.items()},
+            "network_calls_per_clip": {str(length): calls * len(plan) for length, plan in windows.items()},
+        }
