@@ -1,4 +1,5 @@
 import argparse
+import re
 
 import numpy as np
 import pytest
@@ -118,6 +119,30 @@ def test_interpolate_keeps_both_ends(command):
     assert not np.array_equal(clip[1:-1], truth[1:-1])
 
 
+# -------------------------------------------------------------------------------------------------------- long videos
+@pytest.mark.parametrize("scheme", ["autoregressive", "hierarchy-2", "interpolate"])
+def test_frames_beyond_the_trained_length_are_what_the_pipeline_makes_in_windows(command, model, scheme, capsys):
+    words = ["--num-frames", "9", "--window-overlap", "1", "--window-scheme", scheme]
+    out = command("generate", "--num-videos", "1", *words)
+    options = {"num_frames": 9, "window_overlap": 1, "window_scheme": scheme, "num_inference_steps": 2}
+    pipeline = VideoDiffusionPipeline.from_pretrained(model)
+    clip = pipeline(generator=torch.Generator().manual_seed(0), output_type="np", **options).frames[0]
+    made = frames_of(out, "generate-00.gif")
+    assert made.shape == (9, SIZE, SIZE, 1)
+    assert np.abs(made - clip * 255.0).max() < 1
+    assert re.search(r"clips 1 to 1 of 1, window (\d) of \1: 100%", capsys.readouterr().err)
+
+
+def test_a_long_prediction_keeps_its_given_frames_and_guidance_changes_the_others(command):
+    words = ["predict", "--from-dataset", "1", "--given", "2", "--num-frames", "8"]
+    plain = frames_of(command(*words, out="plain"), "predict-00.gif")
+    guided = frames_of(command(*words, "--reconstruction-guidance", "3", out="guided"), "predict-00.gif")
+    truth = MovingMNIST(split="test", num_frames=8, image_size=SIZE, seed=0).batch([0])[0][..., None]
+    for clip in (plain, guided):
+        assert np.array_equal(clip[:2], truth[:2])
+    assert not np.array_equal(plain, guided)
+
+
 @pytest.mark.parametrize("kind", ["gif", "npy"])
 def test_predict_continues_a_file_several_times_and_differently(command, tmp_path, kind, capsys):
     video = MovingMNIST(split="test", num_frames=2, image_size=SIZE, seed=3).batch([0])[0][..., None]
@@ -146,7 +171,14 @@ def test_interpolate_takes_the_ends_of_a_file_of_any_length(command, tmp_path):
         (["generate", "--steps", "0"], "`--steps` is 0"),
         (["generate", "--seed", "-1"], "`--seed` is -1"),
         (["generate", "--fps", "0"], "`--fps` is 0"),
-        (["generate", "--num-frames", "9"], "`num_frames` is 9, expected at most 4"),
+        (["generate", "--num-frames", "9", "--window-overlap", "4"], "`window_overlap` is 4, expected less than 4"),
+        (["generate", "--window-overlap", "0"], "`--window-overlap` is 0, expected at least 1"),
+        (
+            ["generate", "--reconstruction-guidance", "-1"],
+            "`--reconstruction-guidance` is -1.0, expected a number from",
+        ),
+        (["generate", "--reconstruction-guidance", "nan"], "`--reconstruction-guidance` is nan"),
+        (["generate", "--reconstruction-guidance", "1"], "`reconstruction_guidance_scale` is 1.0, expected None"),
         (["generate", "--gamma", "1", "--sampler", "ddim"], "`--gamma` is 1.0, expected none with `--sampler ddim`"),
         (["generate", "--gamma", "2"], "`gamma` is 2.0"),
         (["generate", "--device", "abacus"], "`--device` is 'abacus'"),

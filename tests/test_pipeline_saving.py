@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UNet3DConditionModel
 
 import video_diffusion
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub import export_folder, resolve_model
+from video_diffusion.hub import SIBLINGS, export_folder, resolve_model
 
 OWN_INDEX = {
     "unet": ["video_diffusion", "VideoUNet3DConditionModel"],
@@ -186,6 +187,8 @@ def test_an_export_loads_with_diffusers_alone_and_makes_the_same_clip(pipeline, 
         pipeline = DiffusionPipeline.from_pretrained({place!r}, custom_pipeline={place!r}, trust_remote_code=True)
         generator = torch.Generator().manual_seed(0)
         frames = pipeline(num_inference_steps=3, generator=generator, output_type="pt").frames
+        long = pipeline(num_inference_steps=1, num_frames=9, reconstruction_guidance_scale=1.0, output_type="pt")
+        assert long.frames.shape == (1, 9, 1, 8, 8), long.frames.shape
         torch.save(frames, {str(tmp_path / "frames.pt")!r})
         pipeline.save_pretrained({str(tmp_path / "again")!r})
         print(type(pipeline.unet).__module__)
@@ -216,9 +219,26 @@ def test_half_precision_weights_lie_beside_the_full_ones(pipeline, tmp_path):
         export_folder(pipeline, tmp_path / "other", variant="int8")
 
 
+def test_all_that_the_pipelines_file_imports_relatively_is_exported_and_imports_nothing_local():
+    from diffusers.utils.dynamic_modules_utils import get_relative_imports
+
+    source = Path(video_diffusion.__path__[0])
+    assert {f"{name}.py" for name in get_relative_imports(source / "pipeline.py")} == set(
+        SIBLINGS["VideoDiffusionPipeline"]
+    )
+    for name in SIBLINGS["VideoDiffusionPipeline"]:
+        assert not get_relative_imports(source / name)
+        assert "import video_diffusion" not in (source / name).read_text()
+        assert "from video_diffusion" not in (source / name).read_text()
+
+
 def test_linked_code_is_the_packages_own(pipeline, tmp_path):
     out = export_folder(pipeline, tmp_path / "hub", link=True)
-    for place, module in (("pipeline.py", "pipeline"), ("unet/video_diffusion.py", "denoiser")):
+    for place, module in (
+        ("pipeline.py", "pipeline"),
+        ("windows.py", "windows"),
+        ("unet/video_diffusion.py", "denoiser"),
+    ):
         assert (out / place).is_symlink()
         assert not os.path.isabs(os.readlink(out / place))
         assert (out / place).resolve().samefile(os.path.join(video_diffusion.__path__[0], f"{module}.py"))

@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +21,16 @@ CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, 
     "VideoUNet3DConditionModel": ("unet/video_diffusion.py", PACKAGE / "denoiser.py"),
     "VPContinuousScheduler": ("scheduler/video_diffusion.py", PACKAGE / "scheduler.py"),
 }
+SIBLINGS = {  # what such a file imports relatively, flat beside it
+    "VideoDiffusionPipeline": ("pipeline_input.py", "pipeline_sampling.py", "pipeline_text.py", "windows.py"),
+}
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 REFUSED = ("device_map", "quantization_config", "use_flashpack")  # options of diffusers that our loading would ignore
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # reading such a file runs what its author put in it
+CARRIED = {  # the folders of an export beside its components, and what of them is carried along
+    "evaluation": (".json", ".md", ".png"),
+    "samples": (".gif", ".mp4", ".png"),
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- finding
@@ -68,15 +76,19 @@ def load_own_components(folder: Path, options: Mapping[str, Any]) -> dict[str, A
         ValueError: where the weights are broken, or are not those of the folder's config, or an option is refused.
         OSError: where the folder lacks a file.
     """
-    from video_diffusion.pipeline import LIBRARY, VideoDiffusionPipeline
+    from video_diffusion.pipeline import LIBRARY, OWN_COMPONENTS, VideoDiffusionPipeline
 
     for name in REFUSED:
         if options.get(name):
             raise ValueError(f"`{name}` is {options[name]!r}, expected None: load first, then `pipeline.to(device)`.")
     if not (folder / INDEX).is_file():
         raise OSError(f"{folder} holds no {INDEX}, expected the folder of a saved pipeline.")
+    if options.get("use_safetensors") is False:
+        raise ValueError("`use_safetensors` is False, expected True: loading a pickle can run any code, none is.")
     library, components = import_module(LIBRARY), {}
     index: Any = VideoDiffusionPipeline.load_config(str(folder))
+    check_index(index, OWN_COMPONENTS)
+    refuse_pickles(str(file.relative_to(folder)) for file in folder.glob("*/*"))
     for name, entry in index.items():
         if name in options or not isinstance(entry, list | tuple) or entry[0] != LIBRARY:
             continue
@@ -101,7 +113,7 @@ def load_model(model_class: Any, folder: Path, options: Mapping[str, Any]) -> An
     if isinstance(dtype, Mapping):
         dtype = dtype.get(folder.name, dtype.get("default"))
     passed = {key: options[key] for key in ("low_cpu_mem_usage", "disable_mmap") if key in options}
-    passed["use_safetensors"] = options.get("use_safetensors") is not False
+    passed["use_safetensors"] = True
     if variant is not None and any(folder.glob(f"*.{variant}*")):
         passed["variant"] = variant
     check_weights(folder)
@@ -119,11 +131,16 @@ def load_model(model_class: Any, folder: Path, options: Mapping[str, Any]) -> An
 
 
 def check_weights(folder: Path) -> None:
-    """Opens every safetensors file of a folder, so that a truncated one is named. Raises OSError or ValueError."""
+    """Opens every safetensors file of a folder, so that a truncated one is named, and the lists of sharded weights.
+
+    Raises:
+        OSError: where there is none.
+        ValueError: where one is broken, or a list names a file that is not in the folder.
+    """
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("*.bin")):
+    if not files:
         raise OSError(f"{folder} holds no weights, expected a .safetensors file.")
     for file in files:
         try:
@@ -131,6 +148,42 @@ def check_weights(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file} ({file.stat().st_size} bytes) is broken or truncated: {error}") from error
+    for listing in sorted(folder.glob("*.safetensors.index*.json")):
+        named = set(json.loads(listing.read_text())["weight_map"].values())
+        if foreign := sorted(named - {file.name for file in files}):
+            raise ValueError(f"{listing} names the weights file {foreign[0]!r}, expected files of its folder.")
+
+
+def refuse_pickles(names: Iterable[str]) -> None:
+    """Refuses the files of a pipeline where a component's folder has weights in pickles and none in safetensors.
+
+    Args:
+        names: paths in the pipeline's folder, as "unet/config.json".
+
+    Raises:
+        ValueError: naming such a file.
+    """
+    files = [PurePosixPath(name) for name in names]
+    safe = {file.parent for file in files if file.suffix == ".safetensors"}
+    for file in sorted(files):
+        if file.suffix in PICKLES and len(file.parts) > 1 and file.parent not in safe:
+            raise ValueError(
+                f"{file} is a pickle, expected .safetensors: loading a pickle can run any code, so it is refused. Ask "
+                "its author to save with `safe_serialization=True`."
+            )
+
+
+def check_index(index: Mapping[str, Any], own: Sequence[str]) -> None:
+    """Refuses a `model_index.json` whose names would lead out of its folder or to what is no component of ours.
+
+    Raises:
+        ValueError: naming the entry.
+    """
+    for name, entry in index.items():
+        if isinstance(entry, list | tuple) and not name.isidentifier():
+            raise ValueError(f"{INDEX} has the component {name!r}, expected a plain name.")
+        if isinstance(entry, list | tuple) and entry[0] == "video_diffusion" and entry[1] not in own:
+            raise ValueError(f"{INDEX} has {name} = {list(entry)}, expected one of our components: {tuple(own)}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- exporting
@@ -143,7 +196,8 @@ def export_folder(
 ) -> Path:
     """Writes a pipeline as a Hub repository holds it: configs, safetensors, and the code for those without it.
 
-    The folder appears whole or not at all. An older export in its place is replaced; its other files (the card) stay.
+    The folder appears whole or not at all. An older export in its place is replaced. What is no component comes along,
+    from the pipeline's folder and from the older export: the card, run.json, evaluations, samples.
 
     Args:
         pipeline: a pipeline, or the folder of one.
@@ -162,9 +216,7 @@ def export_folder(
 
     if variant is not None and variant not in HALF:
         raise ValueError(f"`variant` is {variant!r}, expected None or one of {tuple(HALF)}.")
-    out = Path(out).absolute()
-    if out.exists() and not (out.is_dir() and ((out / INDEX).is_file() or not any(out.iterdir()))):
-        raise ValueError(f"`out` is {out}, expected a new or empty folder or that of a pipeline.")
+    out = check_target(out)
     extras = [Path(out)] if isinstance(pipeline, VideoDiffusionPipeline) else [Path(pipeline), Path(out)]
     if not isinstance(pipeline, VideoDiffusionPipeline):
         pipeline = VideoDiffusionPipeline.from_pretrained(pipeline)
@@ -180,9 +232,19 @@ def export_folder(
         for folder in extras:
             _keep_other_files(folder, draft)
         _forget_origin(draft)
-        _swap(draft, out)
+        for file in draft.glob("*/*.safetensors"):
+            file.chmod(0o644)  # safetensors makes them readable for their owner only
+        swap(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    return out
+
+
+def check_target(out: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder that a pipeline may be written to; raises ValueError where it is none."""
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and ((out / INDEX).is_file() or not any(out.iterdir()))):
+        raise ValueError(f"`out` is {out}, expected a new or empty folder or that of a pipeline.")
     return out
 
 
@@ -190,26 +252,33 @@ def _save_half(pipeline: "VideoDiffusionPipeline", folder: Path, variant: str, m
     """Adds the denoiser's weights in half precision, under the variant's file names."""
     import torch
 
-    half = copy.deepcopy(pipeline.unet).to(getattr(torch, HALF[variant]))
+    half = torch.nn.Module.to(copy.deepcopy(pipeline.unet), getattr(torch, HALF[variant]))  # diffusers' own one warns
     half.save_pretrained(str(folder), variant=variant, max_shard_size=max_shard_size)
 
 
 def _write_code(class_name: str, folder: Path, link: bool) -> None:
-    """Puts the file of one of our classes to its place in `folder`; nothing for other classes."""
+    """Puts the files of one of our classes to their places in `folder`; nothing for other classes."""
     if class_name not in CODE_FILES:
         return
     place, source = CODE_FILES[class_name]
-    if link:
-        (folder / place).symlink_to(os.path.relpath(source, (folder / place).parent))
-    else:
-        shutil.copyfile(source, folder / place)
+    files = {folder / place: source}
+    files |= {(folder / place).with_name(name): source.with_name(name) for name in SIBLINGS.get(class_name, ())}
+    for target, file in files.items():
+        if link:
+            target.symlink_to(os.path.relpath(file, target.parent))
+        else:
+            shutil.copyfile(file, target)
 
 
 def _keep_other_files(source: Path, folder: Path) -> None:
-    """Copies the top-level files of `source` that `folder` lacks: card, licence, samples."""
-    for file in source.iterdir() if source.is_dir() else ():
-        target = folder / file.name
-        if file.is_file() and not target.exists() and not target.is_symlink():
+    """Copies what of `source` is no component and `folder` lacks: card, licence, run.json, evaluations, samples."""
+    files = [file for file in source.iterdir() if file.is_file()] if source.is_dir() else []
+    for name, endings in CARRIED.items():
+        files += [file for file in source.glob(f"{name}/*") if file.is_file() and file.suffix in endings]
+    for file in files:
+        target = folder / file.relative_to(source)
+        if not target.exists() and not target.is_symlink():
+            target.parent.mkdir(exist_ok=True)
             shutil.copy2(file, target)
 
 
@@ -221,7 +290,7 @@ def _forget_origin(folder: Path) -> None:
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _swap(draft: Path, out: Path) -> None:
+def swap(draft: Path, out: Path) -> None:
     """Moves `draft` to `out`; what was there goes away only once the new folder is complete."""
     old = draft.with_name(f"{draft.name}-old")
     if not out.exists():

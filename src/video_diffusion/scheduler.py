@@ -345,6 +345,36 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         """x̂_θ(z_t) from the network's output, unclipped: equation (4) for ε. `[B, ...]`; timestep one or `[B]`."""
         return self._to_original(model_output, sample, self._logsnr_like(timestep, sample))
 
+    def from_original(self, x: Tensor, timestep: Tensor | float, sample: Tensor) -> Tensor:
+        """The network output that stands for x̂ at z_t: the inverse of `predict_original`, same arguments.
+
+        So a step of this or a stock scheduler can take an x̂ that was changed.
+        """
+        _check_shape("x", x, sample)
+        if self.config.prediction_type == "sample":
+            return x
+        alpha, sigma = alpha_sigma(self._logsnr_like(timestep, sample))
+        if self.config.prediction_type == "epsilon":
+            return sample * (1 / sigma).to(sample) - x * (alpha / sigma).to(sample)
+        return sample * (alpha / sigma).to(sample) - x * (1 / sigma).to(sample)
+
+    def guide_original(self, x: Tensor, gradient: Tensor, timestep: Tensor | float, scale: float) -> Tensor:
+        """x̂ − (w α_t / 2) ∇_{z_t} ‖x_a − x̂_a‖²: reconstruction guidance, equation (8) of Ho et al. 2022.
+
+        Args:
+            x: x̂_θ(z_t), `[B, ...]`.
+            gradient: ∇_{z_t} of the squared error at the given places, same shape.
+            timestep: 1000·t, one number or `[B]`.
+            scale: w; 1 is the Gaussian approximation of the exact conditional, they found more to work better.
+        """
+        _check_shape("gradient", gradient, x)
+        alpha, _ = alpha_sigma(self._logsnr_like(timestep, x))
+        return x - (scale * alpha / 2).to(x) * gradient
+
+    def clip_original(self, x: Tensor) -> Tensor:
+        """x̂ `[B, ...]` as `step` uses it: clipped or thresholded by the config, or as it is."""
+        return self._clip(x)
+
     def _to_original(self, model_output: Tensor, sample: Tensor, logsnr: Tensor) -> Tensor:
         if self.config.prediction_type == "sample":
             return model_output

@@ -1,6 +1,7 @@
 """`video-diffusion generate | predict | interpolate`: clips from a model, as GIF, MP4 and one contact sheet."""
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from video_diffusion.windows import SCHEMES
 
 if TYPE_CHECKING:
     from video_diffusion.pipeline import VideoDiffusionPipeline
@@ -65,8 +68,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)")
     add("--num-videos", type=int, metavar="N", help="clips, or samples of each given clip (default: 4 and 1)")
-    add("--num-frames", type=int, default=10, metavar="F", help="frames of a clip (default: %(default)s)")
-    add("--steps", type=int, default=50, help="network calls of a clip (default: %(default)s)")
+    add("--num-frames", type=int, default=10, metavar="F", help="frames of a clip, any number (default: %(default)s)")
+    add("--steps", type=int, default=50, help="network calls of a clip or window (default: %(default)s)")
+    add("--window-overlap", type=int, metavar="K", help="known frames that a window begins with (default: half of it)")
+    add("--window-scheme", choices=SCHEMES, default=SCHEMES[0], help="order of the windows (default: %(default)s)")
+    add(
+        "--reconstruction-guidance",
+        type=float,
+        metavar="W",
+        help="weight of the given frames while sampling (default: none)",
+    )
     add("--seed", type=int, default=0, help="clip i is drawn from seed + i (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
@@ -169,6 +180,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` is {value}, expected at least 1.")
+    if args.window_overlap is not None and args.window_overlap < 1:
+        raise ValueError(f"`--window-overlap` is {args.window_overlap}, expected at least 1.")
+    if args.reconstruction_guidance is not None and not 0 <= args.reconstruction_guidance < math.inf:
+        raise ValueError(
+            f"`--reconstruction-guidance` is {args.reconstruction_guidance}, expected a number from 0 up."
+        )
     if not 0 < args.fps <= 100:
         raise ValueError(f"`--fps` is {args.fps}, expected a number above 0 and up to 100.")
     if args.seed < 0:
@@ -237,6 +254,9 @@ def sample(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namesp
         output: Any = pipeline(
             num_frames=task.num_frames,
             num_inference_steps=args.steps,
+            window_overlap=args.window_overlap,
+            window_scheme=args.window_scheme,
+            reconstruction_guidance_scale=args.reconstruction_guidance,
             generator=[torch.Generator().manual_seed(args.seed + i) for i in clips],
             output_type="np",
             **options,
