@@ -1,11 +1,9 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.evaluation import PROTOCOLS, FolderSource, PipelineSource, plan_windows, predict_frames
+from video_diffusion.evaluation import PROTOCOLS, FolderSource, PipelineSource
 from video_diffusion.video_io import write_gif, write_mp4
 
 PAPER, UNCONDITIONAL = PROTOCOLS["paper"], PROTOCOLS["unconditional"]
@@ -38,82 +36,25 @@ def pipeline():
 @pytest.mark.parametrize(
     ("given", "frames", "trained", "windows"),
     [
-        (5, 10, 10, [(5, 5)]),
-        (5, 15, 10, [(5, 5), (5, 5)]),
-        (10, 20, 10, [(5, 5), (5, 5)]),
-        (10, 20, None, [(10, 10)]),
-        (10, 20, 20, [(10, 10)]),
-        (0, 20, 10, [(0, 10), (5, 5), (5, 5)]),
-        (2, 12, 10, [(2, 8), (8, 2)]),
-        (10, 20, 16, [(8, 8), (14, 2)]),
-        (5, 15, 3, [(1, 2)] * 5),
+        (5, 10, 10, [[5, 5]]),
+        (5, 15, 10, [[5, 5], [5, 5]]),
+        (10, 20, 10, [[5, 5], [5, 5]]),
+        (10, 20, 20, [[10, 10]]),
+        (0, 20, 10, [[0, 10], [5, 5], [5, 5]]),
     ],
 )
 def test_windows_are_those_worked_out_by_hand(given, frames, trained, windows):
-    assert plan_windows(given, frames, trained) == windows
+    source = PipelineSource(make_pipeline(num_frames=trained), {}, steps=1)
+    assert source.cost(given, [frames])["windows"] == {str(frames): windows}
 
 
-def test_windows_make_every_frame_once_and_never_exceed_the_trained_length_nor_the_known_frames():
-    for trained in range(2, 24):
-        for given in range(12):
-            for frames in range(given + 1, 30):
-                known = given
-                for context, made in plan_windows(given, frames, trained):
-                    assert made >= 1
-                    assert context + made <= trained
-                    assert context <= known
-                    assert context > 0 or known == 0
-                    known += made
-                assert known == frames
-
-
-def test_a_model_of_one_frame_has_no_windows():
-    with pytest.raises(ValueError, match="trained on 1 frame, expected at least 2 for a clip of 10"):
-        plan_windows(5, 10, 1)
-
-
-class Counting:
-    """Stands for a pipeline: each frame it makes is the one before, one grey level brighter."""
-
-    unet = SimpleNamespace(config={"num_frames": 6})
-
-    def __call__(self, *, num_frames, generator, video=None, num_videos_per_prompt=1, **options):
-        start = torch.zeros(len(generator), 1, 1, 1, 1) if video is None else video
-        assert num_frames <= 6
-        more = torch.arange(1, num_frames - start.shape[1] + 1).view(1, -1, 1, 1, 1) / 255
-        return SimpleNamespace(frames=torch.cat([start, start[:, -1:] + more], dim=1))
-
-
-@pytest.mark.parametrize("given", [None, 1, 2, 3, 5, 8])
-def test_windows_go_on_from_the_last_frame_made(given):
-    generators = [torch.Generator()] * 2
-    start = None if given is None else torch.arange(given).view(1, -1, 1, 1, 1).expand(2, -1, 1, 1, 1) / 255
-    video = predict_frames(Counting(), start, 15, num_inference_steps=1, generator=generators)
-    expected = torch.arange(15).view(1, -1, 1, 1, 1).expand(2, -1, 1, 1, 1)
-    assert torch.equal((video * 255).round().long(), expected)
-
-
-def test_a_clip_within_the_trained_length_is_the_pipelines_own(pipeline):
-    given = torch.rand(1, 5, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    ours = predict_frames(pipeline, given, 10, num_inference_steps=2, generator=[torch.Generator().manual_seed(3)])
-    theirs = pipeline(
-        video=given,
-        num_frames=10,
-        num_inference_steps=2,
-        generator=[torch.Generator().manual_seed(3)],
-        output_type="pt",
-    ).frames
-    assert torch.equal(ours, theirs)
-
-
-def test_a_longer_clip_begins_like_the_shorter_one(pipeline):
-    given = torch.rand(1, 5, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    clips = [
-        predict_frames(pipeline, given, F, num_inference_steps=2, generator=[torch.Generator().manual_seed(3)])
-        for F in (10, 15)
-    ]
-    assert torch.equal(clips[0], clips[1][:, :10])
-    assert clips[1].shape == (1, 15, 1, 32, 32)
+def test_a_clip_beyond_the_trained_length_keeps_its_given_frames_and_goes_on(pipeline):
+    truth = PROTOCOLS["mcvd"].truth([0], 40)[:, :5, :32, :32]
+    source = PipelineSource(pipeline, {}, steps=2)
+    clips = source.clips([0], truth, 1, [10, 15])
+    assert clips[15].shape == (1, 1, 15, 32, 32, 1)
+    assert np.array_equal(clips[10][:, :, :5], clips[15][:, :, :5])
+    assert not np.array_equal(clips[15][:, :, 5:10], clips[15][:, :, 10:])
 
 
 # ----------------------------------------------------------------------------------------------------------- pipelines

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from video_diffusion.evaluation_protocols import DATA_SEED, PROTOCOLS, Protocol
 from video_diffusion.evaluation_scores import Scorer, fold
-from video_diffusion.evaluation_sources import PipelineSource, Source, plan_windows, predict_frames
+from video_diffusion.evaluation_sources import PipelineSource, Source
 from video_diffusion.evaluation_videos import FolderSource
 from video_diffusion.video_io import atomic_path
 
@@ -36,8 +36,6 @@ __all__ = [
     "Source",
     "Workers",
     "evaluate",
-    "plan_windows",
-    "predict_frames",
 ]
 
 LIBRARIES = ("video-diffusion", "torch", "diffusers", "numpy")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from video_diffusion.evaluation_protocols import Protocol
 from video_diffusion.video_io import to_channels, to_uint8
+from video_diffusion.windows import Window, plan_windows
 
 if TYPE_CHECKING:
     from video_diffusion.pipeline import VideoDiffusionPipeline
@@ -57,76 +58,6 @@ class Source(ABC):
 
 
 # ---------------------------------------------------------------------------------------------------------- a pipeline
-def plan_windows(num_given: int, num_frames: int, trained: int | None) -> list[tuple[int, int]]:
-    """How a model makes a clip that may be longer than those it was trained on.
-
-    Args:
-        num_given: k, frames at the start that are known.
-        num_frames: F of the whole clip.
-        trained: the longest clip that the model takes; None: any.
-
-    Returns:
-        for each call of the pipeline the frames before that it sees, and the frames it makes. One window where F is
-        within the trained length; else each sees half of it and makes the other half, and the last one sees more.
-
-    Raises:
-        ValueError: where the clip is longer than the model takes, and that is a single frame.
-    """
-    if trained is None or num_frames <= trained:
-        return [(num_given, num_frames - num_given)]
-    if trained < 2:
-        raise ValueError(f"The model was trained on {trained} frame, expected at least 2 for a clip of {num_frames}.")
-    windows, known = [], num_given
-    while known < num_frames:
-        made = min(num_frames - known, trained - min(known, trained // 2))
-        windows.append((min(known, trained - made), made))
-        known += made
-    return windows
-
-
-def predict_frames(
-    pipeline: "VideoDiffusionPipeline",
-    given: torch.Tensor | None,
-    num_frames: int,
-    *,
-    num_inference_steps: int,
-    generator: list[torch.Generator],
-) -> torch.Tensor:
-    """Clips of any length: windows that are conditioned on the last frames already made (`plan_windows`).
-
-    Args:
-        pipeline: whose `unet.config.num_frames` bounds a window.
-        given: the first frames, `[B, k, C, H, W]` in [0, 1]; None: nothing is given.
-        num_frames: F of the whole clips.
-        num_inference_steps: network calls of a window.
-        generator: B generators; a clip's windows draw from its own, one after the other.
-
-    Returns:
-        `[B, F, C, H, W]` in [0, 1], float32 on the CPU; the given frames are as they came.
-
-    Raises:
-        ValueError: where the model cannot be conditioned and the clip needs it, or the pipeline refuses an argument.
-    """
-    known = 0 if given is None else given.shape[1]
-    windows = plan_windows(known, num_frames, pipeline.unet.config.get("num_frames"))
-    frames = given
-    for context, made in windows:
-        options: dict[str, Any] = {"num_videos_per_prompt": len(generator)}
-        if context and frames is not None:
-            options = {"video": frames[:, -context:]}
-        output: Any = pipeline(
-            num_frames=context + made,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            output_type="pt",
-            **options,
-        )
-        new = output.frames[:, context:].float().cpu()
-        frames = new if frames is None else torch.cat([frames, new], dim=1)
-    assert frames is not None
-    return frames
-
-
 def clip_generator(seed: int, clip: int, sample: int, length: int) -> torch.Generator:
     """The randomness of one clip: a pure function of these numbers, so that batches and processes do not matter."""
     state = np.random.SeedSequence([seed, clip, sample, length]).generate_state(2)
@@ -175,8 +106,8 @@ class PipelineSource(Source):
         """Raises a ValueError where the model cannot be given frames and the protocol needs it."""
         unet, channels = self.pipeline.unet, self.pipeline.latent_channels
         for length in lengths:
-            windows = plan_windows(protocol.num_given, length, unet.config.get("num_frames"))
-            if any(context for context, _ in windows) and unet.config.in_channels == channels:
+            windows = self._windows(protocol.num_given, length)
+            if any(window.given for window in windows) and unet.config.in_channels == channels:
                 raise ValueError(
                     f"The model has no channels for given frames (in_channels {channels}, not {2 * channels + 1}), "
                     f"expected them for clips of {length} frames, {protocol.num_given} of them given, by a model "
@@ -195,14 +126,23 @@ class PipelineSource(Source):
             frames = self._given([given[row] for row, _ in batch]) if given.shape[1] else None
             for length in lengths:
                 generators = [clip_generator(self.seed, indices[row], sample, length) for row, sample in batch]
-                video = predict_frames(
-                    self.pipeline, frames, length, num_inference_steps=self.steps, generator=generators
+                output: Any = self.pipeline(
+                    video=frames,
+                    num_frames=length,
+                    num_inference_steps=self.steps,
+                    num_videos_per_prompt=len(batch) if frames is None else 1,
+                    generator=generators,
+                    output_type="pt",
                 )
-                made[length].append(self._to_grey(video))
+                made[length].append(self._to_grey(output.frames))
         return {
             length: rearrange(np.concatenate(parts), "(n s) f h w c -> n s f h w c", s=num_samples)
             for length, parts in made.items()
         }
+
+    def _windows(self, num_given: int, length: int) -> list[Window]:
+        """The pipeline's own plan for a clip whose first frames are given."""
+        return list(plan_windows(length, self.pipeline.unet.config.get("num_frames"), given=range(num_given)))
 
     def _given(self, clips: list[Clips]) -> torch.Tensor:
         """Grey clips uint8 `[k, H, W, 1]` as the model reads them: `[B, k, C, H, W]` in [0, 1]."""
@@ -216,11 +156,10 @@ class PipelineSource(Source):
 
     def cost(self, num_given: int, lengths: Sequence[int]) -> dict[str, Any]:
         """Counted on the sampler's own timesteps, which may be more or fewer than the steps asked for."""
-        trained = self.pipeline.unet.config.get("num_frames")
-        windows = {length: plan_windows(num_given, length, trained) for length in lengths}
+        windows = {length: self._windows(num_given, length) for length in lengths}
         self.pipeline.scheduler.set_timesteps(self.steps)
         calls = len(self.pipeline.scheduler.timesteps)
         return {
-            "windows": {str(length): [list(window) for window in plan] for length, plan in windows.items()},
+            "windows": {str(n): [[len(w.given), len(w.made)] for w in plan] for n, plan in windows.items()},
             "network_calls_per_clip": {str(length): calls * len(plan) for length, plan in windows.items()},
         }
