@@ -29,6 +29,7 @@ from batches import StepBatches, open_source, passes, to_model
 from config import Arguments, DataArguments, ModelArguments, TrainArguments, as_dict, parse_arguments
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.objective import TASKS, diffusion_loss, draw
+from video_diffusion.publishing import push_pipeline
 
 # A checkpoint may be resumed only by a run that agrees with it on these.
 FIXED = (
@@ -376,10 +377,9 @@ def main(argv: list[str]) -> int:
         run.accelerator.end_training()
         return 3
     if run.accelerator.is_main_process:
-        pipe = run.pipeline()
-        save_pipeline(pipe, run.output)
+        save_pipeline(run.pipeline(), run.output)
         if run.args.push_to_hub:
-            pipe.push_to_hub(run.args.hub_model_id)
+            push_pipeline(run.output, run.args.hub_model_id)
         print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
     run.accelerator.end_training()
     return 0

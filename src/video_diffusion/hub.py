@@ -88,7 +88,7 @@ def load_own_components(folder: Path, options: Mapping[str, Any]) -> dict[str, A
     library, components = import_module(LIBRARY), {}
     index: Any = VideoDiffusionPipeline.load_config(str(folder))
     check_index(index, OWN_COMPONENTS)
-    refuse_pickles(str(file.relative_to(folder)) for file in folder.glob("*/*"))
+    refuse_pickles((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), index)
     for name, entry in index.items():
         if name in options or not isinstance(entry, list | tuple) or entry[0] != LIBRARY:
             continue
@@ -154,11 +154,12 @@ def check_weights(folder: Path) -> None:
             raise ValueError(f"{listing} names the weights file {foreign[0]!r}, expected files of its folder.")
 
 
-def refuse_pickles(names: Iterable[str]) -> None:
+def refuse_pickles(names: Iterable[str], index: Mapping[str, Any]) -> None:
     """Refuses the files of a pipeline where a component's folder has weights in pickles and none in safetensors.
 
     Args:
         names: paths in the pipeline's folder, as "unet/config.json".
+        index: its `model_index.json`, which names the components; pickles in other folders are never loaded.
 
     Raises:
         ValueError: naming such a file.
@@ -166,7 +167,7 @@ def refuse_pickles(names: Iterable[str]) -> None:
     files = [PurePosixPath(name) for name in names]
     safe = {file.parent for file in files if file.suffix == ".safetensors"}
     for file in sorted(files):
-        if file.suffix in PICKLES and len(file.parts) > 1 and file.parent not in safe:
+        if file.suffix in PICKLES and file.parent.as_posix() in index and file.parent not in safe:
             raise ValueError(
                 f"{file} is a pickle, expected .safetensors: loading a pickle can run any code, so it is refused. Ask "
                 "its author to save with `safe_serialization=True`."

@@ -114,12 +114,21 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         if not folder.is_dir():
             if folder.is_absolute() or len(folder.parts) > 2 or str(pretrained_model_name_or_path).startswith("."):
                 raise OSError(f"{folder} is no folder, expected that of a saved pipeline or a Hub id 'owner/name'.")
+            kwargs.setdefault("use_safetensors", True)  # a repository of pickles is not even downloaded
             folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
         kwargs.setdefault("low_cpu_mem_usage", find_spec("accelerate") is not None)
         own = import_module(f"{LIBRARY}.hub").load_own_components(folder, kwargs)
         pipeline = super().from_pretrained(str(folder), **own, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads weights, code and card in one commit; options as in `video_diffusion.publishing.push_pipeline`.
+
+        Returns:
+            the address of the commit. Needs the package `video-diffusion`.
+        """
+        return import_module(f"{LIBRARY}.publishing").push_pipeline(self, repo_id, **options)
 
     # ---------------------------------------------------------------------------------------------------- the canvas
     def prepare_canvas(self, given: Given, shape: tuple[int, ...], pixels: bool) -> Canvas:

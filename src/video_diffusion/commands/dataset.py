@@ -1,14 +1,16 @@
-"""`video-diffusion dataset build`: Moving MNIST as a folder of parquet files."""
+"""`video-diffusion dataset build | push`: Moving MNIST as a folder of parquet files, and such a folder on the Hub."""
 
 import argparse
 from pathlib import Path
+
+from video_diffusion.commands.hub import LOGIN, add_destination, destination
 
 SPLITS = ("train", "test")
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the `dataset` command."""
-    dataset = subparsers.add_parser("dataset", help="make data sets")
+    dataset = subparsers.add_parser("dataset", help="make and publish data sets")
     actions = dataset.add_subparsers(required=True, metavar="action")
     build = actions.add_parser(
         "build",
@@ -37,6 +39,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     build.add_argument("--digit-range", type=int, nargs=2, metavar=("START", "STOP"), help="use only these digits")
     build.set_defaults(run=run_build)
+    push = actions.add_parser(
+        "push",
+        help="publish such a folder on the Hub",
+        description=f"Publishes a folder that `dataset build` wrote in one commit: parquet files and card. {LOGIN}",
+    )
+    push.add_argument("folder", metavar="DIR", help="folder that `dataset build` wrote")
+    add_destination(push)
+    push.set_defaults(run=run_push)
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """Publishes a folder of clips and prints where it is."""
+    from video_diffusion.publishing import push_dataset
+
+    print(f"Published: {push_dataset(args.folder, args.repo_id, **destination(args))}")
 
 
 def run_build(args: argparse.Namespace) -> None:

@@ -1,0 +1,81 @@
+"""`video-diffusion push | pull | card`: pipelines to the Hub and back, and the card that stands on their page."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+LOGIN = "The token is the one of HF_TOKEN or of `hf auth login`."
+
+
+def register(subparsers: Any) -> None:
+    """Adds the three subcommands."""
+    push = subparsers.add_parser(
+        "push",
+        help="publish a pipeline on the Hub",
+        description=f"Publishes a pipeline in one commit: weights, code, card, evaluations, samples. {LOGIN}",
+    )
+    push.add_argument("folder", metavar="FOLDER", help="folder of a pipeline, or an embedded model")
+    add_destination(push)
+    push.add_argument("--variant", choices=("fp16", "bf16", "none"), default="fp16",
+                      help="half-precision weights beside the full ones (default: %(default)s)")  # fmt: skip
+    push.set_defaults(run=run_push)
+
+    pull = subparsers.add_parser(
+        "pull",
+        help="download a pipeline from the Hub",
+        description=f"Downloads a pipeline into a folder, whole or not at all; no pickles. {LOGIN}",
+    )
+    pull.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub")
+    pull.add_argument("folder", metavar="DIR", help="folder to make; that of a pipeline is replaced")
+    pull.add_argument("--revision", help="branch, tag, commit or refs/pr/N (default: main)")
+    pull.set_defaults(run=run_pull)
+
+    card = subparsers.add_parser(
+        "card",
+        help="write a pipeline's model card",
+        description="Writes FOLDER/README.md from the pipeline's configs, run.json and evaluation/*.json.",
+    )
+    card.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a pipeline")
+    card.add_argument("--repo-id", metavar="ID", help="its name on the Hub, for the examples (default: the folder's)")
+    card.add_argument("--samples", action="store_true", help="first make FOLDER/samples/*.gif with the pipeline")
+    card.set_defaults(run=run_card)
+
+
+def add_destination(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say where an upload goes."""
+    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub; made where it is missing")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made where it is missing (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="propose a pull request")
+    parser.add_argument("--commit-message", metavar="TEXT", help="title of the commit")
+
+
+def destination(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_destination` read, as keyword arguments of the functions that push."""
+    return {name: getattr(args, name) for name in ("private", "revision", "create_pr", "commit_message")}
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """Publishes a pipeline and prints where it is."""
+    from video_diffusion.hub import embedded_models
+    from video_diffusion.publishing import push_pipeline
+
+    folder = embedded_models().get(args.folder, args.folder)
+    variant = None if args.variant == "none" else args.variant
+    print(f"Published: {push_pipeline(folder, args.repo_id, variant=variant, **destination(args))}")
+
+
+def run_pull(args: argparse.Namespace) -> None:
+    """Downloads a pipeline and prints where it is."""
+    from video_diffusion.publishing import pull_pipeline
+
+    print(f"Downloaded: {pull_pipeline(args.repo_id, args.folder, revision=args.revision)}")
+
+
+def run_card(args: argparse.Namespace) -> None:
+    """Writes the card and prints where it is."""
+    from video_diffusion.cards import write_card, write_samples
+
+    if args.samples:
+        write_samples(args.folder)
+    print(f"Written: {write_card(args.folder, args.repo_id)}")

@@ -1,0 +1,235 @@
+"""Uploads to the Hub: checks before, one commit, retried where a connection breaks, errors that hold no token."""
+
+import logging
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+WAIT = 1.0  # seconds before the second attempt; doubled before each later one
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+STALE = ("*/*.safetensors", "*/*.safetensors.index*.json", "data/*.parquet")  # ours: removed where no longer written
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where an upload goes.
+
+    Args:
+        repo_id: "owner/name".
+        repo_type: "model" or "dataset".
+        private: whether a new repository is private; None: as the owner's settings say.
+        token: of the Hub; None: the one of `HF_TOKEN` or `hf auth login`.
+        revision: a branch, made where it is missing; None: main.
+        create_pr: whether to propose the commit as a pull request.
+        commit_message: its title.
+
+    Raises:
+        ValueError: where the id is none, or a pull request is to start at a branch.
+    """
+
+    repo_id: str
+    repo_type: str
+    private: bool | None = None
+    token: str | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str = "Upload"
+
+    def __post_init__(self) -> None:
+        check_repo_id(self.repo_id)
+        if self.create_pr and self.revision is not None:
+            raise ValueError(f"`revision` is {self.revision!r}, expected None: a pull request starts at main.")
+
+    def command(self, verb: str, folder: Path) -> str:
+        """The command line that does the same with `folder`."""
+        words = ["video-diffusion", *verb.split(), str(folder), self.repo_id]
+        words += ["--private"] * bool(self.private) + ["--create-pr"] * self.create_pr
+        return shlex.join([*words, *([] if self.revision is None else ["--revision", self.revision])])
+
+
+# ---------------------------------------------------------------------------------------------------------- the checks
+def check_repo_id(repo_id: str) -> None:
+    """Refuses what is no id on the Hub. Raises ValueError."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` is {repo_id!r}, expected 'owner/name'.") from error
+
+
+def full_id(repo_id: str, token: str | None) -> str:
+    """The id with its owner; where only a name is given, that is the owner of the token.
+
+    Raises:
+        ValueError: where the id is none.
+        OSError: where the Hub does not say whose token it is.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    check_repo_id(repo_id)
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{retry(HfApi(token=token).whoami, 'look whose token it is')['name']}/{repo_id}"
+    except Exception as error:
+        reason = explain(error, token or get_token())
+    raise OSError(f"`repo_id` is {repo_id!r}, expected 'owner/name': the Hub did not say whose token it is. {reason}")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses file names of a repository that would lead out of the folder they are put in. Raises ValueError."""
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or re.match(r"[A-Za-z]:", name):
+            raise ValueError(f"The repository has a file named {name!r}, expected names inside its folder.")
+
+
+def check_no_token(files: dict[str, Path], token: str | None) -> None:
+    """Refuses to publish a text file that holds the token, or what looks like one. Raises ValueError."""
+    for name, file in files.items():
+        if file.suffix not in (".json", ".md", ".txt", ".py", ".yaml", ".yml", ".csv"):
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if TOKEN.search(text) or (token and token in text):
+            raise ValueError(f"{name} holds a token of the Hub, expected none: it would be published. Take it out.")
+
+
+def hide_tokens(text: str, token: str | None) -> str:
+    """The text on one line, without the token and without what looks like one."""
+    text = " ".join(text.split())
+    return TOKEN.sub("***", text.replace(token, "***") if token else text)
+
+
+def explain(error: Exception, token: str | None) -> str:
+    """What went wrong, in sentences that hold no token; where the Hub did not let us in, how to log in."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    text = hide_tokens(f"{type(error).__name__}: {error}", token).rstrip(".") + "."
+    if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) in (401, 403, 404):
+        text += " Log in with `hf auth login`, or set HF_TOKEN to a token that is allowed to."
+    return text
+
+
+# --------------------------------------------------------------------------------------------------------- the network
+def is_broken_connection(error: BaseException | None) -> bool:
+    """Whether trying again can help: the connection broke, or the Hub was busy."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, OfflineModeIsEnabled):
+            return False
+        if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) in TRANSIENT:
+            return True
+        # the HTTP library under huggingface_hub has changed twice; its name for this error has not
+        if isinstance(error, ConnectionError | TimeoutError) or "TransportError" in (
+            c.__name__ for c in type(error).mro()
+        ):
+            return not isinstance(error, ValueError) and type(error).__name__ != "LocalProtocolError"
+        error = error.__cause__
+    return False
+
+
+def retry(action: Callable[[], T], what: str) -> T:
+    """The result of `action`, called again where the connection breaks, `ATTEMPTS` times in all."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return action()
+        except Exception as error:
+            if not is_broken_connection(error):
+                raise
+            logger.warning("%s: the connection broke (%s); trying again.", what, type(error).__name__)
+            time.sleep(WAIT * 2**attempt)
+    return action()
+
+
+def commit(files: dict[str, Path], destination: Destination) -> "CommitInfo":
+    """Puts the files into the repository in one commit; takes out its weights and parts that are not among them."""
+    from huggingface_hub import HfApi
+
+    to = destination
+    api = HfApi(token=to.token)
+    where: dict[str, Any] = {"repo_id": to.repo_id, "repo_type": to.repo_type}
+    url = retry(lambda: api.create_repo(**where, private=to.private, exist_ok=True), "create the repository")
+    where["repo_id"] = url.repo_id
+    if to.revision is not None and not to.revision.startswith("refs/"):
+        branch = to.revision
+        retry(lambda: api.create_branch(**where, branch=branch, exist_ok=True), "make the branch")
+    before = _pull_requests(api, where) if to.create_pr else set()
+
+    def send() -> "CommitInfo":
+        if to.create_pr and (new := _pull_requests(api, where) - before):
+            raise ValueError(
+                f"the answer to the commit was lost, and there is a new pull request {', '.join(sorted(new))} that "
+                "may be this one: look at it before you push again"
+            )
+        return api.create_commit(
+            **where,
+            operations=_operations(api, files, where, to.revision),
+            revision=to.revision,
+            create_pr=to.create_pr,
+            commit_message=to.commit_message,
+        )
+
+    return retry(send, "commit")
+
+
+def _operations(
+    api: "HfApi", files: dict[str, Path], where: dict[str, Any], revision: str | None
+) -> list["CommitOperationAdd | CommitOperationDelete"]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    there = api.list_repo_files(**where, revision=revision)
+    stale = [n for n in there if n not in files and any(PurePosixPath(n).match(pattern) for pattern in STALE)]
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+    return [*added, *(CommitOperationDelete(path_in_repo=name) for name in stale)]
+
+
+def _pull_requests(api: "HfApi", where: dict[str, Any]) -> set[str]:
+    refs = retry(lambda: api.list_repo_refs(**where, include_pull_requests=True), "list the pull requests")
+    return {ref.ref for ref in refs.pull_requests or ()}
+
+
+def upload(files: dict[str, Path], destination: Destination, resume: str) -> str:
+    """Uploads files as `commit` does.
+
+    Args:
+        files: by their names in the repository.
+        destination: where they go.
+        resume: a command for the error's text: how to go on.
+
+    Returns:
+        the address of the commit, or of the pull request.
+
+    Raises:
+        ValueError: where a file holds a token.
+        OSError: where it did not work, with the reason and how to go on.
+    """
+    from huggingface_hub import get_token
+
+    token = destination.token or get_token()
+    check_no_token(files, token)
+    try:
+        info = commit(files, destination)
+    except Exception as error:
+        reason = explain(error, token)
+    else:
+        return str(info.pr_url or info.commit_url)
+    raise OSError(  # outside of the except clause: no traceback of requests and their headers behind it
+        f"{destination.repo_id} was not written: {reason} Nothing here has changed; go on with "
+        f"`{resume}` (what has arrived is not sent twice)."
+    )
