@@ -14,7 +14,7 @@ from stand_ins import AbsoluteError, some_pixels
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler, cli, evaluation
 from video_diffusion.commands import evaluate
 from video_diffusion.evaluation import PROTOCOLS, read_clips
-from video_diffusion.evaluation_sources import clip_generator
+from video_diffusion.evaluation.sources import clip_generator
 
 SIZE = 40  # the smallest that stochastic digits (33) and patches of 8 both take
 

@@ -9,9 +9,9 @@ import torch
 
 from stand_ins import SIZE, Noisy, run_with, some_pixels, unit
 from video_diffusion.evaluation import PROTOCOLS, FolderSource, Run, Scorer, Workers, evaluate
-from video_diffusion.evaluation_cache import remember
-from video_diffusion.evaluation_report import markdown, rows, write_report
-from video_diffusion.evaluation_scores import best_sample, columns_of, make_metrics
+from video_diffusion.evaluation.cache import remember
+from video_diffusion.evaluation.report import markdown, rows, write_report
+from video_diffusion.evaluation.scores import best_sample, columns_of, make_metrics
 from video_diffusion.metrics import I3D, LPIPS, WeightsUnavailableError, frechet_distance, mae_sum, mse_sum, psnr, ssim
 
 PAPER, MCVD, OPENSTL, UNCONDITIONAL = PROTOCOLS.values()

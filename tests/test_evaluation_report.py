@@ -4,8 +4,8 @@ from PIL import Image
 
 from stand_ins import SIZE, run_with
 from video_diffusion.evaluation import PROTOCOLS, read_clips
-from video_diffusion.evaluation_figure import ticks, write_figure
-from video_diffusion.evaluation_report import markdown, rows
+from video_diffusion.evaluation.figure import ticks, write_figure
+from video_diffusion.evaluation.report import markdown, rows
 from video_diffusion.video_io import FRAME_COLOUR
 
 PAPER = PROTOCOLS["paper"]

@@ -378,7 +378,7 @@ def main(argv: list[str]) -> int:
         return 3
     if run.accelerator.is_main_process:
         save_pipeline(run.pipeline(), run.output)
-        if run.args.push_to_hub:
+        if run.args.push_to_hub and run.args.hub_model_id is not None:
             push_pipeline(run.output, run.args.hub_model_id)
         print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
     run.accelerator.end_training()

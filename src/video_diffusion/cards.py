@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_diffusion.evaluation_report import TITLES, markdown, rows
+from video_diffusion.evaluation.report import TITLES, markdown, rows
 from video_diffusion.hub import HALF, INDEX, PACKAGE
 from video_diffusion.video_io import atomic_path
 

@@ -45,8 +45,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """Scores the model and writes the report."""
     check_arguments(args)
     from video_diffusion.evaluation import PROTOCOLS, Run, Scorer, evaluate
-    from video_diffusion.evaluation_cache import default_folder
-    from video_diffusion.evaluation_report import markdown
+    from video_diffusion.evaluation.cache import default_folder
+    from video_diffusion.evaluation.report import markdown
 
     workers = find_workers(args)
     protocol = PROTOCOLS[args.protocol]
@@ -77,8 +77,8 @@ def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
 def write(report: dict[str, Any], source: "Source", run: Any, out: Path) -> tuple[Path, ...]:
     """Writes the JSON, the table and the picture; returns their paths."""
     from video_diffusion.evaluation import read_clips
-    from video_diffusion.evaluation_figure import write_figure
-    from video_diffusion.evaluation_report import write_report
+    from video_diffusion.evaluation.figure import write_figure
+    from video_diffusion.evaluation.report import write_report
 
     count, length = min(SHOWN, run.num_videos), max(run.lengths)
     truth = run.protocol.truth(range(count), source.image_size)[:, :length]

@@ -13,8 +13,8 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
-from video_diffusion.evaluation_cache import remember
-from video_diffusion.evaluation_protocols import Protocol, baseline_clips
+from video_diffusion.evaluation.cache import remember
+from video_diffusion.evaluation.protocols import Protocol, baseline_clips
 from video_diffusion.metrics import (
     FVDMetric,
     GaussianMoments,
@@ -82,7 +82,7 @@ class Scorer:
         lpips: the metric in the place of LPIPS, one value a frame; that network with its published weights by
             default.
         cache: a folder that keeps the scores of the truth and the baselines for the next model
-            (`evaluation_cache.default_folder`); not used where a network was replaced.
+            (`cache.default_folder`); not used where a network was replaced.
     """
 
     def __init__(

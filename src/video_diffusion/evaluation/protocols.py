@@ -45,7 +45,7 @@ class Protocol:
         lengths: whole clips F (k given and F − k predicted); several only where nothing is given.
         num_videos: N, clips.
         num_samples: S, predictions of each clip.
-        metrics: the metrics of single frames, keys of `evaluation_scores.METRICS`.
+        metrics: the metrics of single frames, keys of `scores.METRICS`.
         fvd: whether the Fréchet distance of the whole clips is measured.
         headline: what stands for the model in the table where S > 1: "mean_of_samples", "best_of_samples" (by clip and
             metric) or "average_prediction" (the mean of the S clips, then the metric).

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from video_diffusion.evaluation_report import LABELS, TITLES
+from video_diffusion.evaluation.report import LABELS, TITLES
 from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path, contact_sheet
 
 Point = tuple[float, float]

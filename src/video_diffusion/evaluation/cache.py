@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from video_diffusion.video_io import atomic_path
 
 logger = logging.getLogger(__name__)
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 Scores = dict[str, NDArray[Any]]
 
 
@@ -29,7 +29,7 @@ def default_folder() -> Path:
 @cache
 def code_digest() -> str:
     """SHA-256 of the code that measures, and of the versions it runs on: another one measures again."""
-    files = sorted([*PACKAGE.glob("metrics/*.py"), *PACKAGE.glob("evaluation_*.py")])
+    files = sorted([*PACKAGE.glob("metrics/*.py"), *PACKAGE.glob("evaluation/*.py")])
     versions = f"{platform.machine()} {torch.__version__} {np.__version__}"
     return hashlib.sha256(b"\0".join([versions.encode(), *(file.read_bytes() for file in files)])).hexdigest()
 

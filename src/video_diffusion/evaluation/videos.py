@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from video_diffusion.evaluation_protocols import IMAGE_SIZE, Protocol
-from video_diffusion.evaluation_sources import Clips, Source
+from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
+from video_diffusion.evaluation.sources import Clips, Source
 from video_diffusion.video_io import check_clip, read_video, resize, to_channels, to_uint8
 
 VIDEO_ENDINGS = (".npy", ".npz", ".gif", ".mp4")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video_diffusion.evaluation_protocols import BASELINES
+from video_diffusion.evaluation.protocols import BASELINES
 from video_diffusion.video_io import atomic_path
 
 MODEL_COLUMNS = ("one_sample", "mean_of_samples", "best_of_samples", "average_prediction")
@@ -39,7 +39,7 @@ class Row:
     """One line of the table.
 
     Args:
-        key: as numbers of others name it (`evaluation_protocols.Known`).
+        key: as numbers of others name it (`protocols.Known`).
         label: what is measured; the arrow says which way is better.
         digits: after the point.
         values: by column; a column may be missing.

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
-from video_diffusion.evaluation_protocols import Protocol
+from video_diffusion.evaluation.protocols import Protocol
 from video_diffusion.video_io import to_channels, to_uint8
 from video_diffusion.windows import Window, plan_windows
 

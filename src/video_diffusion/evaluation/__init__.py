@@ -2,7 +2,7 @@
 
 Clips are made and measured in parts. Each part is one file, written whole or not at all, that holds the clips as 8-bit
 frames and what was measured of them. A run that was killed makes the parts that are missing; several processes share
-them out; the figures come from all parts together (`evaluation_scores.Totals`). Frames are rounded to 8 bits before
+them out; the figures come from all parts together (`scores.Totals`). Frames are rounded to 8 bits before
 they are scored, so that a folder of the same clips gets the same figures.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from video_diffusion.evaluation_protocols import DATA_SEED, PROTOCOLS, Protocol
-from video_diffusion.evaluation_scores import Scorer, fold
-from video_diffusion.evaluation_sources import PipelineSource, Source
-from video_diffusion.evaluation_videos import FolderSource
+from video_diffusion.evaluation.protocols import DATA_SEED, PROTOCOLS, Protocol
+from video_diffusion.evaluation.scores import Scorer, fold
+from video_diffusion.evaluation.sources import PipelineSource, Source
+from video_diffusion.evaluation.videos import FolderSource
 from video_diffusion.video_io import atomic_path
 
 __all__ = [
