@@ -71,7 +71,7 @@ REFUSED = """
         except error:
             continue
         raise AssertionError(f"{wanted} at {revision} was loaded")
-    for name, reason in (("pickled", "pickle"), ("escaping", "escaped.json")):
+    for name, reason in (("pickled", "necessary `safetensors` weights"), ("escaping", "escaped.json")):
         try:
             VideoDiffusionPipeline.from_pretrained("alice/" + name)
         except (ValueError, OSError) as error:
