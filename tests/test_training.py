@@ -140,6 +140,17 @@ def test_a_checkpoint_of_another_config_is_refused_by_name(digits, reference, tm
     assert "`patch_size` is 4, expected 8" in result.stderr
 
 
+def test_a_run_starts_from_the_weights_of_a_pipeline(digits, reference, tmp_path):
+    flags = ("--pretrained_model_name_or_path", str(reference), "--learning_rate", "0", "--weight_decay", "0")
+    result = run(command(digits, tmp_path / "run", "--max_steps", "1", "--per_device_batch_size", "1", *flags))
+    assert result.returncode == 0, result.stderr
+    expected, got = weights(reference), weights(tmp_path / "run")
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    result = run(command(digits, tmp_path / "other", *flags, "--patch_size", "4"))
+    assert result.returncode == 2
+    assert "`patch_size` is 4, expected 8" in result.stderr
+
+
 def test_dry_run_reports_and_writes_nothing(digits, tmp_path):
     result = run(command(digits, tmp_path / "none", "--dry_run"))
     assert result.returncode == 0, result.stderr

@@ -59,6 +59,9 @@ class TrainArguments:
 
     output_dir: str = field(default="runs/moving-mnist", metadata={"help": "Where everything is written."})
     seed: int = field(default=0, metadata={"help": "Of the weights, the clips, the times and the noise."})
+    pretrained_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Start from the weights of this pipeline: folder, Hub id or embedded name."}
+    )
     max_steps: int = field(default=10_000, metadata={"help": "Optimiser steps of the whole run."})
     max_minutes: float | None = field(
         default=None, metadata={"help": "Stop this part of the run after so long, with a checkpoint to resume from."}

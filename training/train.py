@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from batches import StepBatches, open_source, passes, to_model
 from config import Arguments, DataArguments, ModelArguments, TrainArguments, as_dict, parse_arguments
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from video_diffusion.hub import resolve_model
 from video_diffusion.objective import TASKS, diffusion_loss, draw
 from video_diffusion.publishing import push_pipeline
 
@@ -37,7 +38,7 @@ FIXED = (
     *("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
     *("dataset_name", "train_split", "digits", "variant", "num_digits", "num_frames", "image_size"),
     *("num_channels", "num_images"),
-    *("seed", "mask_probabilities", "weighting", "optimizer"),
+    *("seed", "mask_probabilities", "weighting", "optimizer", "pretrained_model_name_or_path"),
 )
 
 
@@ -79,6 +80,29 @@ def build_model(model: ModelArguments, data: DataArguments) -> tuple[VideoUNet3D
         gamma=model.gamma,
     )
     return denoiser, scheduler
+
+
+def load_pretrained(denoiser: VideoUNet3DConditionModel, scheduler: VPContinuousScheduler, name: str) -> None:
+    """Puts the weights of a saved pipeline into the denoiser.
+
+    Raises:
+        ValueError: if the pipeline's architecture or parametrisation is another.
+    """
+    pipe = VideoDiffusionPipeline.from_pretrained(resolve_model(name))
+    keys = (
+        "in_channels",
+        "out_channels",
+        "patch_size",
+        "block_out_channels",
+        "layers_per_block",
+        "attention_head_dim",
+    )
+    pairs = {key: (denoiser.config[key], pipe.unet.config[key]) for key in (*keys, "norm_num_groups")}
+    pairs["prediction_type"] = (scheduler.config.prediction_type, pipe.scheduler.config.prediction_type)
+    for key, (ours, theirs) in pairs.items():
+        if (list(ours) if isinstance(ours, tuple) else ours) != (list(theirs) if isinstance(ours, tuple) else theirs):
+            raise ValueError(f"`{key}` is {ours}, expected {theirs}, what {name} was trained with.")
+    denoiser.load_state_dict(pipe.unet.state_dict())
 
 
 def build_optimizer(denoiser: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
@@ -123,6 +147,8 @@ class Run:
         set_seed(args.seed)  # the same weights on every process
         self.train_source = open_source(self.data, self.data.train_split, args.seed)
         denoiser, self.scheduler = build_model(self.model_args, self.data)
+        if args.pretrained_model_name_or_path is not None:
+            load_pretrained(denoiser, self.scheduler, args.pretrained_model_name_or_path)
         if args.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         if args.compile:
