@@ -41,6 +41,11 @@ FIXED = (
     *("seed", "mask_probabilities", "weighting", "optimizer", "pretrained_model_name_or_path"),
 )
 
+ARCHITECTURE = (
+    *("in_channels", "out_channels", "patch_size", "block_out_channels", "layers_per_block"),
+    *("attention_head_dim", "norm_num_groups"),
+)
+
 
 @dataclass
 class Progress:
@@ -89,18 +94,10 @@ def load_pretrained(denoiser: VideoUNet3DConditionModel, scheduler: VPContinuous
         ValueError: if the pipeline's architecture or parametrisation is another.
     """
     pipe = VideoDiffusionPipeline.from_pretrained(resolve_model(name))
-    keys = (
-        "in_channels",
-        "out_channels",
-        "patch_size",
-        "block_out_channels",
-        "layers_per_block",
-        "attention_head_dim",
-    )
-    pairs = {key: (denoiser.config[key], pipe.unet.config[key]) for key in (*keys, "norm_num_groups")}
+    pairs = {key: (denoiser.config[key], pipe.unet.config[key]) for key in ARCHITECTURE}
     pairs["prediction_type"] = (scheduler.config.prediction_type, pipe.scheduler.config.prediction_type)
     for key, (ours, theirs) in pairs.items():
-        if (list(ours) if isinstance(ours, tuple) else ours) != (list(theirs) if isinstance(ours, tuple) else theirs):
+        if str(ours).strip("()[]") != str(theirs).strip("()[]"):  # a saved tuple comes back as a list
             raise ValueError(f"`{key}` is {ours}, expected {theirs}, what {name} was trained with.")
     denoiser.load_state_dict(pipe.unet.state_dict())
 
