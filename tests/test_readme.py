@@ -1,0 +1,33 @@
+"""What README.md says is what the files say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVALUATION = ROOT / "pipelines" / "moving-mnist" / "evaluation"
+
+
+@pytest.mark.parametrize("protocol", ["paper", "mcvd"])
+def test_the_tables_are_those_of_the_evaluation(protocol):
+    table = [line for line in (EVALUATION / f"{protocol}.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    assert len(table) > 3
+    assert "\n".join(table) in README
+
+
+@pytest.mark.parametrize("protocol", ["paper", "mcvd"])
+def test_the_evaluated_weights_are_the_embedded_ones(protocol):
+    import hashlib
+
+    report = json.loads((EVALUATION / f"{protocol}.json").read_text(encoding="utf-8"))
+    for name, digest in report["model"]["sha256"].items():
+        assert hashlib.sha256((EVALUATION.parent / name).read_bytes()).hexdigest() == digest
+
+
+def test_every_file_that_is_linked_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
