@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from oracle import Gaussian
+from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.objective import (
     TASKS,
     Draw,
@@ -287,3 +288,17 @@ def test_a_joint_batch_costs_what_its_video_and_its_images_cost_apart(make_denoi
     apart = cost(slice(0, videos)) + sum(cost(slice(i, i + 1)) for i in range(videos, frames))
     torch.testing.assert_close(joint, apart, rtol=1e-5, atol=1e-5)
     assert (cost(slice(0, frames)) - apart).abs().min() > 1e-3  # without the mask they do see each other
+
+
+def test_training_and_sampling_show_the_denoiser_the_same_input(make_denoiser):
+    model = make_denoiser(in_channels=3)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    pipe = VideoDiffusionPipeline(model, VPContinuousScheduler(prediction_type="v_prediction"))
+    pipe.set_progress_bar_config(disable=True)
+    x = torch.rand(1, 1, 4, 16, 16)
+    z = torch.randn_like(x)
+    mask = torch.tensor([[True, False, False, True]])
+    given = x[:, :, mask[0]].permute(0, 2, 1, 3, 4)
+    pipe(video=given, frame_indices=[0, 3], latents=z, num_inference_steps=1, output_type="pt")
+    torch.testing.assert_close(seen[0], model_input(z, 2 * x - 1, mask, 3), rtol=0, atol=1e-6)
