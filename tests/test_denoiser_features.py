@@ -172,7 +172,7 @@ def test_a_truncated_file_does_not_load(make_denoiser, tmp_path):
     make_denoiser().save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(Exception, match=r"(?i)incomplete|truncated|header|safetensors"):
+    with pytest.raises(OSError, match=r"Unable to load weights .*diffusion_pytorch_model.safetensors"):
         VideoUNet3DConditionModel.from_pretrained(tmp_path)
 
 
