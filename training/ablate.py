@@ -60,6 +60,8 @@ def train_variant(name: str, flags: list[str], minutes: float, out: Path) -> Non
     torch.manual_seed(0)
     model_args, data, args = parse_arguments(["--preset", "tiny-cpu", *flags])
     denoiser, scheduler = build_model(model_args, data)
+    if args.attention_backend is not None:
+        denoiser.set_attention_backend(args.attention_backend)
     optimizer = build_optimizer(denoiser, args)
     ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, foreach=True)
     source = open_source(data, "train", args.seed)

@@ -92,8 +92,12 @@ class TrainArguments:
     weighting: str = field(default="v_prediction", metadata={"help": "See log_loss_weight in scheduler.py."})
     optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon (needs pytorch_optimizer)."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler: str = field(default="cosine", metadata={"help": "A name that diffusers' get_scheduler knows."})
+    lr_scheduler: str = field(
+        default="cosine",
+        metadata={"help": "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps."},
+    )
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
+    cooldown_steps: int = field(default=1000, metadata={"help": "Last steps, in which a trapezoid falls to zero."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "β₂ of AdamW."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Bound on the gradient's norm."})
@@ -101,6 +105,9 @@ class TrainArguments:
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights."})
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    attention_backend: str | None = field(
+        default=None, metadata={"help": "As in diffusers; `_native_math` is faster in bf16 on a CPU."}
+    )
     compile: bool = field(default=False, metadata={"help": "torch.compile the repeated blocks."})
     log_steps: int = field(default=20, metadata={"help": "Steps between loss reports."})
     validation_steps: int = field(default=1000, metadata={"help": "Steps between validations; 0: never."})
@@ -173,6 +180,7 @@ def _check(model: ModelArguments, data: DataArguments, train: TrainArguments) ->
         "per_device_batch_size": train.per_device_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "log_steps": train.log_steps,
+        "cooldown_steps": train.cooldown_steps,
         "checkpoints_total_limit": train.checkpoints_total_limit,
     }
     for name, value in at_least_one.items():

@@ -150,6 +150,22 @@ def build_optimizer(denoiser: nn.Module, args: TrainArguments) -> torch.optim.Op
     )
 
 
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments) -> Any:
+    """One of diffusers' schedules, or the trapezoid: its middle does not depend on `max_steps`, so a run can be made
+    longer or shorter while it goes on (Hägele et al. 2024).
+    """
+    if args.lr_scheduler != "trapezoid":
+        return get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=args.max_steps
+        )
+
+    def factor(step: int) -> float:
+        up, down = (step + 1) / max(args.warmup_steps, 1), (args.max_steps - step) / args.cooldown_steps
+        return max(0.0, min(1.0, up, down))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 class Run:
     """Everything that lives through a run; `train` below reads from top to bottom."""
 
@@ -175,14 +191,14 @@ class Run:
             load_pretrained(denoiser, encoder, self.scheduler, args.pretrained_model_name_or_path)
         if args.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        if args.attention_backend is not None:
+            denoiser.set_attention_backend(args.attention_backend)
         if args.compile:
             denoiser.compile_repeated_blocks()
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
-        self.lr_scheduler = get_scheduler(
-            args.lr_scheduler, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=args.max_steps
-        )
+        self.lr_scheduler = build_lr_scheduler(optimizer, args)
         self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
