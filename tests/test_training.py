@@ -206,6 +206,93 @@ def test_sigterm_saves_and_the_exit_code_asks_to_be_resumed(digits, tmp_path):
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
 
 
+@pytest.fixture
+def in_process(digits, tmp_path, monkeypatch):
+    """A run in this process whose loss is not a number in the passes that are named; the handler of SIGTERM stays."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import config
+    import train
+
+    def make(bad, *flags):
+        words = command(digits, tmp_path / "run", "--per_device_batch_size", "1", "--tracker", "none", *flags)
+        run = train.Run(config.parse_arguments(words[2:]))
+        true_loss = run.loss
+
+        def loss(batch, index):
+            value, error = true_loss(batch, index)
+            return (value * float("nan") if index in bad else value), error
+
+        run.loss = loss
+        return train, run
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield make
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped(in_process):
+    train, run = in_process({1, 2}, "--max_steps", "4", "--checkpointing_steps", "0")
+    history = []
+    count = run.lr_scheduler.step
+    run.lr_scheduler.step = lambda: (count(), history.append([p.detach().clone() for p in run.denoiser.parameters()]))
+    assert train.train(run)
+    same = [all(map(torch.equal, a, b)) for a, b in zip(history, history[1:], strict=False)]
+    assert same == [True, True, False]
+    assert all(torch.isfinite(p).all() for p in run.denoiser.parameters())
+
+
+def test_too_many_such_steps_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(in_process):
+    train, run = in_process(
+        set(range(2, 99)), "--max_steps", "99", "--checkpointing_steps", "2", "--max_bad_steps", "2"
+    )
+    with pytest.raises(FloatingPointError, match="not finite in 2 steps in a row"):
+        train.train(run)
+    (kept,) = train.checkpoints(run.output)
+    assert kept.name == "checkpoint-2"
+    saved = load_file(kept / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in saved.values())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(in_process, monkeypatch):
+    train, run = in_process(set(), "--max_steps", "2", "--checkpointing_steps", "1", "--checkpoints_total_limit", "1")
+    save, calls = run.accelerator.save_state, []
+
+    def full(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            Path(folder).mkdir(parents=True)
+            (Path(folder) / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(folder)
+
+    monkeypatch.setattr(run.accelerator, "save_state", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.train(run)
+    (kept,) = train.checkpoints(run.output)
+    assert kept.name == "checkpoint-1"
+    assert load_file(kept / "model.safetensors")
+
+
+def test_the_trapezoid_does_not_depend_on_the_length_before_it_falls(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import config
+    import train
+
+    def curve(steps):
+        flags = ["--lr_scheduler", "trapezoid", "--warmup_steps", "4", "--cooldown_steps", "5", "--learning_rate", "2"]
+        args = config.parse_arguments([*flags, "--max_steps", str(steps)])[2]
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        schedule, rates = train.build_lr_scheduler(optimizer, args), []
+        for _ in range(steps):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    assert curve(12) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 1.6, 1.2, pytest.approx(0.8), pytest.approx(0.4)]
+    assert curve(20)[:8] == curve(12)[:8]
+
+
 def test_a_checkpoint_of_another_config_is_refused_by_name(digits, reference, tmp_path):
     result = run(command(digits, reference, "--max_steps", "6", "--per_device_batch_size", "4", "--patch_size", "4"))
     assert result.returncode == 2
