@@ -7,6 +7,7 @@ frames.
 """
 
 import argparse
+import colorsys
 import json
 import multiprocessing
 import time
@@ -15,24 +16,39 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
+from PIL import Image, ImageDraw, ImageFont
 
 from batches import StepBatches, open_source, to_model
 from config import parse_arguments
 from train import build_model, build_optimizer
+from video_diffusion.evaluation.figure import GRID_COLOUR, ticks
 from video_diffusion.objective import Draw, diffusion_loss, draw
+from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR
 
 LOGSNRS = (-9.0, -7.0, -5.0, -3.0, -1.0, 1.0, 3.0)
 VALIDATION_CLIPS = 32
 
-VARIANTS: dict[str, list[str]] = {
-    "base": [],
-    "shift-2": ["--shift", "2"],
-    "shift-4": ["--shift", "4"],
-    "x": ["--prediction_type", "sample", "--weighting", "clipped_v_prediction"],
-    "x-shift-2": ["--prediction_type", "sample", "--weighting", "clipped_v_prediction", "--shift", "2"],
-    "x-shift-4": ["--prediction_type", "sample", "--weighting", "clipped_v_prediction", "--shift", "4"],
-    "tsm": ["--temporal_shift", "0.25"],
-    "epsilon": ["--prediction_type", "epsilon"],
+# What `tiny-cpu` was when the variants of 2026-11-24 were measured; flags that follow override it.
+BASE = (
+    "--block_out_channels 64 128 256 --attention_head_dim 32 --spatial_attention 1 --temporal_shift 0 --shift 1 "
+    "--prediction_type v_prediction --weighting v_prediction --per_device_batch_size 4 --warmup_steps 100 "
+    "--optimizer adamw --learning_rate 8e-4 --mixed_precision no"
+)
+X = "--prediction_type sample --weighting clipped_v_prediction"
+P8 = f"{X} --shift 2 --patch_size 8 --attention_head_dim 64 --mixed_precision bf16"
+TSM = f"{X} --shift 2 --temporal_shift 0.25 --spatial_attention 0 1 1 --mixed_precision bf16"
+HEADS = f"{TSM} --attention_backend _native_math --attention_head_dim 64"
+VARIANTS = {
+    "base": "",
+    "shift-4": "--shift 4",
+    "x": X,
+    "x-shift-4": f"{X} --shift 4",
+    "p8": f"{P8} --block_out_channels 128 256",
+    "p8-wide-tsm": f"{P8} --block_out_channels 192 384 --temporal_shift 0.25",
+    "p8-tsm-images": f"{P8} --block_out_channels 128 256 --temporal_shift 0.25 --num_images 10",
+    "p4-tsm": TSM,
+    "tsm-64": HEADS,
+    "tsm-muon": f"{HEADS} --optimizer muon --learning_rate 2e-3 --per_device_batch_size 8",
 }
 
 
@@ -58,7 +74,7 @@ def train_variant(name: str, flags: list[str], minutes: float, out: Path) -> Non
     """Trains one variant for `minutes` on one thread and writes `<out>/<name>.json`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model_args, data, args = parse_arguments(["--preset", "tiny-cpu", *flags])
+    model_args, data, args = parse_arguments([*BASE.split(), *flags])
     denoiser, scheduler = build_model(model_args, data)
     if args.attention_backend is not None:
         denoiser.set_attention_backend(args.attention_backend)
@@ -96,6 +112,36 @@ def train_variant(name: str, flags: list[str], minutes: float, out: Path) -> Non
     print(f"{name:24} {clips:6d} clips  mean {mean:.4f}   {line}", flush=True)
 
 
+def draw_errors(folder: Path) -> None:
+    """Draws the errors of all variants in `folder` against λ, in one panel for each task, as `<folder>/errors.png`."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found.sort(key=lambda run: sum(run["generation"] + run["prediction"]))
+    width, height, left, top = 430, 330, 56, 40
+    image = Image.new("RGB", (2 * width + 190, height + top + 20), SHEET_COLOUR)
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(size=12)
+    highest = max(max(run["generation"] + run["prediction"]) for run in found)
+    for panel, task in enumerate(("generation", "prediction")):
+        x0 = left + panel * width
+        canvas.text((x0, 12), f"{task}: squared error of x against log-SNR", TEXT_COLOUR, font)
+        for mark in ticks(0, highest):
+            y = top + height * (1 - mark / highest)
+            canvas.line((x0, y, x0 + width - 80, y), GRID_COLOUR)
+            canvas.text((x0 - 6, y), f"{mark:g}", TEXT_COLOUR, font, anchor="rm")
+        for i, run in enumerate(found):
+            colour = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i / len(found), 0.6, 1.0))
+            points = [
+                (x0 + (width - 80) * k / (len(LOGSNRS) - 1), top + height * (1 - error / highest))
+                for k, error in enumerate(run[task])
+            ]
+            canvas.line(points, colour, 2)
+            if panel:
+                canvas.text((x0 + width - 60, top + 18 * i), f"{run['name']} ({run['clips']})", colour, font)
+        for k, logsnr in enumerate(LOGSNRS):
+            place = (x0 + (width - 80) * k / (len(LOGSNRS) - 1), top + height + 10)
+            canvas.text(place, f"{logsnr:g}", TEXT_COLOUR, font, anchor="mm")
+    image.save(folder / "errors.png")
+
+
 def main() -> None:
     """Trains the chosen variants, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,9 +154,10 @@ def main() -> None:
     jobs = []
     for item in options.variants:
         name, _, own = item.partition("=")
-        jobs.append((name, own.split() if own else VARIANTS[name], options.minutes, options.out))
+        jobs.append((name, (own or VARIANTS[name]).split(), options.minutes, options.out))
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
         pool.starmap(train_variant, jobs, chunksize=1)
+    draw_errors(options.out)
 
 
 if __name__ == "__main__":
