@@ -73,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
 
     told = VideoDiffusionPipeline.from_pretrained(resolve_model(args.model))
-    free = VideoDiffusionPipeline(Unconditional(told.unet), told.scheduler)
+    free = VideoDiffusionPipeline(Unconditional(told.unet), told.scheduler, told.text_encoder, told.tokenizer)
     size = told.unet.config.sample_size
     dataset = MovingMNIST(split="test", num_frames=FRAMES, image_size=size, seed=0)
     truth = torch.from_numpy(dataset.batch(range(args.num_videos))).float()[:, :, None] / 255
