@@ -78,7 +78,8 @@ class Windows:
         rows = np.arange(B)
         near, labels = distance[rows, nearest], self.labels[chosen[rows, nearest]]
         pictures = spoil(pictures, rng)
-        pictures[cluttered] = clutter(int(cluttered.sum()), rng)
+        if cluttered.any():
+            pictures[cluttered] = clutter(int(cluttered.sum()), rng)
         return Batch(
             pictures,
             torch.from_numpy(labels),
@@ -113,7 +114,7 @@ def clutter(count: int, rng: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(rng.standard_normal((count, 1, WINDOW, WINDOW), np.float32))
     for _ in range(2):
         noise = torch.where(torch.from_numpy(rng.random(count) < 0.5)[:, None, None, None], blur(noise), noise)
-    noise = noise / noise.square().mean((1, 2, 3), keepdim=True).sqrt()
+    noise = noise / noise.std((1, 2, 3), keepdim=True)
     strength, grey = torch.from_numpy(rng.uniform([[0.0], [-0.4]], [[0.8], [0.4]], (2, count)).astype(np.float32))
     return (noise * strength[:, None, None, None] + grey[:, None, None, None]).clamp(0, 1)
 
