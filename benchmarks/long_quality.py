@@ -78,7 +78,8 @@ def picture(drifts: dict[str, Drift], videos: dict[str, NDArray[np.uint8]], fram
     shown = np.unique(np.linspace(0, frames - 1, SHOWN).round().astype(int))
     with tempfile.TemporaryDirectory() as folder:
         rows = [clips[0, shown, ..., None] for clips in videos.values()]
-        contact_sheet(rows, np.zeros(len(shown), bool), Path(folder) / "sheet.png", list(videos))
+        mask, numbers = np.zeros(len(shown), bool), list(map(str, shown))
+        contact_sheet(rows, mask, Path(folder) / "sheet.png", list(videos), columns=numbers)
         with Image.open(Path(folder) / "sheet.png") as file:
             sheet = file.convert("RGB")
     marks = {int(i): str(i) for i in shown[:: 2 if frames > 99 else 1]}
