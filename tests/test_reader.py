@@ -63,6 +63,8 @@ def test_a_digit_is_found_where_it_was_drawn(place):
 def test_black_frames_noise_and_broken_digits_hold_fewer_digits_than_real_ones():
     rng = np.random.default_rng(0)
     assert all(len(f.present) == 0 for f in find_digits(np.zeros((3, 64, 64), np.uint8)))
+    grey = np.repeat(np.arange(0, 256, 51, dtype=np.uint8), 64 * 64).reshape(-1, 64, 64)
+    assert all(len(f.present) == 0 for f in find_digits(grey))
     noise = rng.integers(0, 60, (20, 64, 64), dtype=np.uint8)
     assert sum(len(f.present) for f in find_digits(noise)) <= 2
     frames = np.zeros((200, 64, 64), np.uint8)

@@ -116,7 +116,7 @@ def find_digits(frames: NDArray[np.uint8], device: str = "cpu") -> list[Findings
         )
     reader, found = load_reader(device), []
     for part in torch.tensor(frames).split(_FRAMES_AT_ONCE):
-        padded = F.pad(part.to(device)[:, None].float() / 255, [WINDOW // 2] * 4)
+        padded = F.pad(part.to(device)[:, None].float() / 255, [WINDOW // 2] * 4, mode="replicate")
         said = reader(padded).double().cpu()
         classes, present = said[:, :10].log_softmax(1).numpy(), said[:, 10].sigmoid().numpy()
         grid = STRIDE * np.stack(np.meshgrid(*map(np.arange, present.shape[1:]), indexing="ij"))

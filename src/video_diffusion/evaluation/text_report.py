@@ -15,7 +15,7 @@ from video_diffusion.evaluation.obedience import COLUMNS, QUESTIONS
 from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path, contact_sheet
 
 TITLES = {"train": "words of the training captions", "held_out": "sentences that were not in training"}
-CHART, PER_ROW = (340, 230), 3
+CHART, PER_ROW = (390, 230), 3
 LINE = 18  # pixels from one line of text to the next
 
 

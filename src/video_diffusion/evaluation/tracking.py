@@ -12,7 +12,7 @@ from video_diffusion.evaluation.reader import Findings, find_digits
 LEAP = 8.0  # pixels that a digit may move from one frame to the next, more than in either variant
 GAP = 4  # frames that a digit may be hidden for
 LONG_ENOUGH = 0.3  # share of the frames in which a digit must be seen to count
-STRAIGHT = 0.6  # pixels by which the places of a straight path are off at most, root mean square
+STRAIGHT = 0.8  # pixels by which the places of a straight path are off at most, root mean square
 AT_WALL = 1.0  # pixels from a wall that are at it
 
 
