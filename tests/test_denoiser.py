@@ -5,7 +5,13 @@ import inspect
 import pytest
 import torch
 
-from video_diffusion.denoiser import RelativePositionBias, VideoUNet3DConditionModel, depth_to_space, space_to_depth
+from video_diffusion.denoiser import (
+    RelativePositionBias,
+    VideoUNet3DConditionModel,
+    depth_to_space,
+    space_to_depth,
+    temporal_shift,
+)
 
 FRAMES = 4
 
@@ -49,14 +55,16 @@ def test_frames_under_the_identity_mask_are_equivariant_to_permutation(make_deno
     )  # without it, order counts
 
 
-def test_frames_under_the_identity_mask_are_single_images(make_denoiser):
-    model, sample = make_denoiser(), clip()
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_frames_under_the_identity_mask_are_single_images(make_denoiser, shift):
+    model, sample = make_denoiser(temporal_shift=shift), clip()
     frames = [run(model, sample[:, :, i : i + 1]) for i in range(FRAMES)]
     close(run(model, sample, frame_attention_mask=identity()), torch.cat(frames, dim=2))
 
 
-def test_a_change_in_a_masked_frame_changes_nothing_elsewhere(make_denoiser):
-    model, sample = make_denoiser(), clip()
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_change_in_a_masked_frame_changes_nothing_elsewhere(make_denoiser, shift):
+    model, sample = make_denoiser(temporal_shift=shift), clip()
     mask = torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
     mask[0, :, 2] = False
     mask[0, 2, 2] = True
@@ -69,13 +77,15 @@ def test_a_change_in_a_masked_frame_changes_nothing_elsewhere(make_denoiser):
     assert distance(before[1, :, others], after[1, :, others]) > 1e-3  # the other clip does not mask it
 
 
-def test_a_full_mask_is_no_mask(make_denoiser):
-    model, full = make_denoiser(), torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_full_mask_is_no_mask(make_denoiser, shift):
+    model, full = make_denoiser(temporal_shift=shift), torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
     close(run(model, clip(), frame_attention_mask=full), run(model, clip()))
 
 
-def test_a_clip_longer_than_in_training_runs_and_its_halves_agree_when_separated(make_denoiser):
-    model, sample = make_denoiser(), clip(frames=2 * FRAMES)
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_clip_longer_than_in_training_runs_and_its_halves_agree_when_separated(make_denoiser, shift):
+    model, sample = make_denoiser(temporal_shift=shift), clip(frames=2 * FRAMES)
     half = torch.arange(2 * FRAMES) // FRAMES
     mask = (half[:, None] == half[None, :]).expand(2, -1, -1)
     separate = [run(model, part) for part in sample.chunk(2, dim=2)]
@@ -174,8 +184,31 @@ def test_zero_residuals_change_nothing(make_denoiser):
     close(out, run(model, clip()), atol=0)
 
 
+def test_one_text_a_frame_is_that_text_for_the_frame(make_denoiser):
+    model, sample, mask = make_denoiser(cross_attention_dim=12), clip(), identity()
+    texts = noise(2, FRAMES, 3, 12, seed=1)
+    whole = run(model, sample, encoder_hidden_states=texts, frame_attention_mask=mask)
+    for f in range(FRAMES):
+        one = run(model, sample, encoder_hidden_states=texts[:, f], frame_attention_mask=mask)
+        close(whole[:, :, f], one[:, :, f])
+    same = texts[:, :1].expand(-1, FRAMES, -1, -1)
+    close(run(model, sample, encoder_hidden_states=same), run(model, sample, encoder_hidden_states=texts[:, 0]))
+
+
+def test_the_temporal_shift_moves_the_channels_it_says():
+    x = noise(2 * FRAMES, 6, 3, 3)
+    out, video = temporal_shift(x, FRAMES, 2).unflatten(0, (2, FRAMES)), x.unflatten(0, (2, FRAMES))
+    assert torch.equal(out[:, 1:, :2], video[:, :-1, :2])
+    assert torch.equal(out[:, :-1, 2:4], video[:, 1:, 2:4])
+    assert torch.equal(out[:, :, 4:], video[:, :, 4:])
+    assert not out[:, 0, :2].any()
+    assert not out[:, -1, 2:4].any()
+
+
 # ------------------------------------------------------------------------------------------- config
 ARCHITECTURE = {
+    "spatial_attention": (False, True),
+    "temporal_shift": 0.5,
     "in_channels": 3,
     "out_channels": 2,
     "patch_size": 4,

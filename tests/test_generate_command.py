@@ -54,6 +54,71 @@ def frames_of(folder, name):
     return resize(read_video(folder / name), SIZE, SIZE)
 
 
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A model that reads: its text encoder is a BERT of one layer."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"0123456789", "the", "digit", "moves", "right"]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=8)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **sizes)).eval()
+    unet = VideoUNet3DConditionModel(
+        sample_size=SIZE,
+        num_frames=FRAMES,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        cross_attention_dim=8,
+    )
+    for parameter in unet.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("models") / "reader"
+    VideoDiffusionPipeline(unet, VPContinuousScheduler(), encoder, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+def test_a_prompt_reaches_the_model_with_its_guidance(command, reader):
+    words = ("--model", reader, "--prompt", "the digit 3 moves right", "--negative-prompt", "the digit 7")
+    out = command("generate", *words, "--num-videos", "2", "--guidance-scale", "3")
+    pipeline = VideoDiffusionPipeline.from_pretrained(reader)
+    text = {"prompt": "the digit 3 moves right", "negative_prompt": "the digit 7", "guidance_scale": 3.0}
+    common = {"num_inference_steps": 2, "output_type": "np"}
+    for i in range(2):
+        clip = pipeline(**text, **common, generator=torch.Generator().manual_seed(i)).frames
+        assert np.abs(frames_of(out, f"generate-{i:02d}.gif") - clip[0] * 255.0).max() < 1
+    other = pipeline(**common, generator=torch.Generator().manual_seed(1)).frames
+    assert np.abs(frames_of(out, "generate-01.gif") - other[0] * 255.0).max() > 1
+
+
+def test_a_prompt_is_read_in_every_window_and_beside_given_frames(command, reader):
+    words = ("--model", reader, "--prompt", "the digit 3", "--num-frames", "7")
+    assert len(frames_of(command("generate", *words, "--num-videos", "1"), "generate-00.gif")) == 7
+    predict = ("--from-dataset", "2", "--given", "2", "--model", reader)
+    said, silent = (
+        frames_of(command("predict", *predict, *prompt, out=name), "predict-01.gif").astype(int)
+        for name, prompt in (("said", ("--prompt", "the digit 3")), ("silent", ()))
+    )
+    assert np.array_equal(said[:2], silent[:2])
+    assert np.abs(said[2:] - silent[2:]).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "a 3"], "`prompt` is 'a 3', expected None: the pipeline has no text encoder"),
+        (["--prompt", "a 3", "--guidance-scale", "0.5"], "`--guidance-scale` is 0.5, expected a number from 1 up"),
+        (["--guidance-scale", "2"], "`--prompt` is missing"),
+        (["--negative-prompt", "a 3"], "`--prompt` is missing"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused(words, message, command):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command("generate", *words)
+
+
 # -------------------------------------------------------------------------------------------------------------- files
 def test_generate_writes_a_gif_and_an_mp4_for_each_clip_one_sheet_and_a_closing_line(command, capsys):
     out = command("generate", "--num-videos", "3")

@@ -20,7 +20,7 @@ from video_diffusion.objective import (
 )
 from video_diffusion.scheduler import VPContinuousScheduler, alpha_sigma, log_loss_weight, prediction_loss_weight
 
-WEIGHTINGS = ("epsilon", "sample", "v_prediction", "min_snr", "sigmoid", "edm")
+WEIGHTINGS = ("clipped_v_prediction", "epsilon", "sample", "v_prediction", "min_snr", "sigmoid", "edm")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SHARES = (0.3, 0.4, 0.15, 0.15)
 LOGSNR = torch.linspace(-18, 18, 73, dtype=torch.float64)
@@ -51,6 +51,7 @@ class Model:
         ("epsilon", lambda snr: snr),
         ("sample", lambda snr: 1.0),
         ("v_prediction", lambda snr: snr + 1),
+        ("clipped_v_prediction", lambda snr: min(snr + 1, 20.0)),
         ("min_snr", lambda snr: min(snr, 5.0)),
         ("sigmoid", lambda snr: snr / (1 + math.exp(-2) * snr)),
         ("edm", lambda snr: (snr + 4) * math.exp(-((math.log(snr) - 2.4) ** 2) / (2 * 2.4**2))),
@@ -176,6 +177,16 @@ def test_a_draw_is_a_function_of_seed_and_step_alone():
     for other in (draw(shape, SHARES, seed=4, step=7), draw(shape, SHARES, seed=3, step=8)):
         assert not torch.equal(first.t, other.t)
         assert not torch.equal(first.noise, other.noise)
+
+
+def test_hiding_captions_changes_nothing_else_that_is_random():
+    shown, hidden = (draw((100_000, 1, 2, 1, 1), SHARES, 0, 3, caption_dropout=p) for p in (0.0, 0.1))
+    assert torch.equal(shown.noise, hidden.noise)
+    assert torch.equal(shown.t, hidden.t)
+    assert torch.equal(shown.frame_mask, hidden.frame_mask)
+    assert shown.captioned.all()
+    assert abs(1 - hidden.captioned.float().mean().item() - 0.1) < 0.003  # three standard deviations
+    assert torch.equal(hidden.rows(5, 9).captioned, hidden.captioned[5:9])
 
 
 def test_rows_of_the_processes_put_together_are_the_global_batch():

@@ -24,6 +24,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"
 TINY = [
     *("--block_out_channels", "32", "32", "--patch_size", "8", "--num_frames", "3", "--image_size", "32"),
     *("--num_images", "1", "--num_digits", "1", "--digits", "DIGITS"),
+    *("--text_encoder", "small-bert", "--max_text_length", "16", "--caption_dropout", "0.5"),
     *("--lr_scheduler", "constant", "--warmup_steps", "0", "--log_steps", "1", "--validation_steps", "0"),
 ]
 
@@ -46,7 +47,8 @@ def run(words, **kwargs):
 
 
 def weights(output):
-    return load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
+    unet = load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
+    return unet | load_file(output / "text_encoder" / "model.safetensors")
 
 
 def loss_curve(output):
@@ -69,6 +71,75 @@ def test_the_output_folder_is_a_pipeline(reference):
     clip = pipe(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").frames
     assert clip.shape == (1, 3, 1, 32, 32)
     assert torch.isfinite(clip).all()
+
+
+def test_the_text_encoder_has_learned_and_the_pipeline_reads_prompts(digits, reference, tmp_path):
+    result = run(command(digits, tmp_path, "--max_steps", "1", "--learning_rate", "0", "--weight_decay", "0"))
+    assert result.returncode == 0, result.stderr
+    new, learned = (load_file(folder / "text_encoder" / "model.safetensors") for folder in (tmp_path, reference))
+    key = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(new[key], learned[key])
+    pipe = VideoDiffusionPipeline.from_pretrained(reference)
+    kwargs = {"num_inference_steps": 1, "output_type": "latent", "return_dict": False}
+    one, other, free = (
+        pipe(prompt, generator=torch.Generator().manual_seed(0), **kwargs)[0]
+        for prompt in ("the digit 3 moves right", "a 7", None)
+    )
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, free)
+
+
+def test_training_and_the_pipeline_read_a_caption_alike(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import text
+    from video_diffusion import VideoUNet3DConditionModel, VPContinuousScheduler
+
+    encoder, tokenizer = text.small_bert(16)
+    kept = torch.tensor([True, False])
+    frozen = text.RunText(encoder, tokenizer, trained=False, device=torch.device("cpu"))
+    captions = ["the digit 3 moves up", "a 7"]
+    states = frozen.inputs(captions, kept, videos=2, images=1)["encoder_hidden_states"]
+    unet = VideoUNet3DConditionModel(block_out_channels=(32,), cross_attention_dim=128)
+    pipe = VideoDiffusionPipeline(unet, VPContinuousScheduler(), encoder, tokenizer)
+    said, silent = pipe.encode_text("prompt", [captions[0], ""])
+    torch.testing.assert_close(states, torch.stack([torch.stack([said, said, silent]), torch.stack([silent] * 3)]))
+    trained = text.RunText(encoder, tokenizer, trained=True, device=torch.device("cpu"))
+    inputs = trained.inputs(captions, kept, videos=2, images=1)
+    again = encoder(inputs["input_ids"], attention_mask=inputs["input_mask"]).last_hidden_state[inputs["text_index"]]
+    torch.testing.assert_close(again, states)
+
+
+def test_a_frozen_encoder_reads_each_text_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import text
+
+    encoder, tokenizer = text.small_bert(16)
+    frozen = text.RunText(encoder, tokenizer, trained=False, device=torch.device("cpu"), capacity=2)
+    calls = []
+    encoder.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    first = frozen.encode(["a 7", "a 3", "a 7"])
+    assert torch.equal(frozen.encode(["a 3", "a 7"]), first[[1, 0]])
+    assert calls == [2]
+    frozen.encode(["a 1"])  # beyond the capacity: the others are forgotten
+    assert len(frozen.states) == 1
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_an_encoder_by_folder_is_frozen_and_saved_with_the_pipeline(digits, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import text
+
+    encoder, tokenizer = text.small_bert(16)
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    flags = ("--text_encoder", str(tmp_path / "encoder"), "--max_steps", "2")
+    result = run(command(digits, tmp_path / "run", *flags))
+    assert result.returncode == 0, result.stderr
+    saved = load_file(tmp_path / "run" / "text_encoder" / "model.safetensors")
+    assert all(torch.equal(saved[key], value) for key, value in encoder.state_dict().items())
+    result = run(command(digits, tmp_path / "other", *flags, "--max_text_length", "99"))
+    assert result.returncode == 2
+    assert "`max_text_length` is 99, expected at most 16" in result.stderr
 
 
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(digits, reference, tmp_path):
@@ -105,6 +176,7 @@ def test_a_built_dataset_trains(digits, tmp_path):
     videos = MovingMNIST(split="test", num_frames=4, image_size=32, num_digits=1, digits=str(digits), num_videos=6)
     write_parquet(tmp_path / "videos", videos)
     flags = ["--dataset_name", str(tmp_path / "videos"), "--train_split", "test", "--validation_steps", "1"]
+    flags += ["--caption_column", "labels"]  # a column of any type is read as text
     result = run(command(digits, tmp_path / "run", "--max_steps", "2", "--per_device_batch_size", "4", *flags))
     assert result.returncode == 0, result.stderr
     assert "validation/generation" in result.stderr + result.stdout
@@ -132,6 +204,93 @@ def test_sigterm_saves_and_the_exit_code_asks_to_be_resumed(digits, tmp_path):
     assert process.returncode == 3, errors
     assert "resumes" in errors
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
+@pytest.fixture
+def in_process(digits, tmp_path, monkeypatch):
+    """A run in this process whose loss is not a number in the passes that are named; the handler of SIGTERM stays."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import config
+    import train
+
+    def make(bad, *flags):
+        words = command(digits, tmp_path / "run", "--per_device_batch_size", "1", "--tracker", "none", *flags)
+        run = train.Run(config.parse_arguments(words[2:]))
+        true_loss = run.loss
+
+        def loss(batch, index):
+            value, error = true_loss(batch, index)
+            return (value * float("nan") if index in bad else value), error
+
+        run.loss = loss
+        return train, run
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield make
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped(in_process):
+    train, run = in_process({1, 2}, "--max_steps", "4", "--checkpointing_steps", "0")
+    history = []
+    count = run.lr_scheduler.step
+    run.lr_scheduler.step = lambda: (count(), history.append([p.detach().clone() for p in run.denoiser.parameters()]))
+    assert train.train(run)
+    same = [all(map(torch.equal, a, b)) for a, b in zip(history, history[1:], strict=False)]
+    assert same == [True, True, False]
+    assert all(torch.isfinite(p).all() for p in run.denoiser.parameters())
+
+
+def test_too_many_such_steps_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(in_process):
+    train, run = in_process(
+        set(range(2, 99)), "--max_steps", "99", "--checkpointing_steps", "2", "--max_bad_steps", "2"
+    )
+    with pytest.raises(FloatingPointError, match="not finite in 2 steps in a row"):
+        train.train(run)
+    (kept,) = train.checkpoints(run.output)
+    assert kept.name == "checkpoint-2"
+    saved = load_file(kept / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in saved.values())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(in_process, monkeypatch):
+    train, run = in_process(set(), "--max_steps", "2", "--checkpointing_steps", "1", "--checkpoints_total_limit", "1")
+    save, calls = run.accelerator.save_state, []
+
+    def full(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            Path(folder).mkdir(parents=True)
+            (Path(folder) / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(folder)
+
+    monkeypatch.setattr(run.accelerator, "save_state", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.train(run)
+    (kept,) = train.checkpoints(run.output)
+    assert kept.name == "checkpoint-1"
+    assert load_file(kept / "model.safetensors")
+
+
+def test_the_trapezoid_does_not_depend_on_the_length_before_it_falls(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    import config
+    import train
+
+    def curve(steps):
+        flags = ["--lr_scheduler", "trapezoid", "--warmup_steps", "4", "--cooldown_steps", "5", "--learning_rate", "2"]
+        args = config.parse_arguments([*flags, "--max_steps", str(steps)])[2]
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        schedule, rates = train.build_lr_scheduler(optimizer, args), []
+        for _ in range(steps):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    assert curve(12) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 1.6, 1.2, pytest.approx(0.8), pytest.approx(0.4)]
+    assert curve(20)[:8] == curve(12)[:8]
 
 
 def test_a_checkpoint_of_another_config_is_refused_by_name(digits, reference, tmp_path):
@@ -169,6 +328,10 @@ def test_dry_run_reports_and_writes_nothing(digits, tmp_path):
         (["--weighting", "none"], "`weighting` is 'none'"),
         (["--push_to_hub"], "`hub_model_id` is None"),
         (["--mask_probabilities", "1", "1", "0", "0"], "`mask_probabilities`"),
+        (["--caption_dropout", "2"], "`caption_dropout` is 2.0, expected a share in [0, 1]"),
+        (["--max_text_length", "1"], "`max_text_length` is 1, expected at least 2"),
+        (["--text_encoder", "/no/such/folder"], "/no/such/folder"),
+        (["--spatial_attention", "1", "0"], "`spatial_attention` is (True, False), expected a bool or one for each"),
         (["--prediction_type", "nothing"], "`prediction_type` is 'nothing'"),
     ],
 )

@@ -20,12 +20,25 @@ class ModelArguments:
     layers_per_block: int = field(default=1, metadata={"help": "Blocks in each level, down and up."})
     attention_head_dim: int = field(default=32, metadata={"help": "Channels of an attention head."})
     norm_num_groups: int = field(default=32, metadata={"help": "Groups of the normalisation."})
+    temporal_shift: float = field(
+        default=0.0, metadata={"help": "Share of the channels that convolutions take from neighbouring frames."}
+    )
+    spatial_attention: list[int] = field(
+        default_factory=lambda: [1],
+        metadata={"help": "For each level, or one for all: 1 attends over space and to the text, 0 does not."},
+    )
     schedule: str = field(default="cosine", metadata={"help": "λ(t): cosine, linear, linear_beta."})
     logsnr_min: float = field(default=-20.0, metadata={"help": "λ at t = 1."})
     logsnr_max: float = field(default=20.0, metadata={"help": "λ at t = 0."})
     shift: float = field(default=1.0, metadata={"help": "Resolution shift; above 1: more noise."})
     prediction_type: str = field(default="v_prediction", metadata={"help": "epsilon, sample or v_prediction."})
     gamma: float = field(default=0.3, metadata={"help": "γ of the ancestral sampler, 0 to 1."})
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "small-bert (trained jointly), or an encoder's Hub id or folder; left out: no text."},
+    )
+    train_text_encoder: bool = field(default=False, metadata={"help": "Train an encoder given by id or folder too."})
+    max_text_length: int = field(default=48, metadata={"help": "Tokens of a caption; longer ones are cut."})
 
 
 @dataclass
@@ -47,6 +60,7 @@ class DataArguments:
     num_frames: int = field(default=10, metadata={"help": "Frames of a clip."})
     image_size: int = field(default=64, metadata={"help": "Height and width in pixels."})
     num_channels: int = field(default=1, metadata={"help": "1: grey, 3: RGB."})
+    caption_column: str = field(default="caption", metadata={"help": "Captions in the dataset `dataset_name`."})
     num_images: int = field(
         default=0, metadata={"help": "Independent images added to each clip as further frames (joint training)."}
     )
@@ -72,13 +86,18 @@ class TrainArguments:
         default_factory=lambda: [0.3, 0.4, 0.15, 0.15],
         metadata={"help": "Shares of generation, prediction, interpolation and in-painting."},
     )
-    weighting: str = field(
-        default="v_prediction", metadata={"help": "epsilon, sample, v_prediction, min_snr, sigmoid or edm."}
+    caption_dropout: float = field(
+        default=0.1, metadata={"help": "Share of captions that are hidden, for classifier-free guidance."}
     )
+    weighting: str = field(default="v_prediction", metadata={"help": "See log_loss_weight in scheduler.py."})
     optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon (needs pytorch_optimizer)."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler: str = field(default="cosine", metadata={"help": "A name that diffusers' get_scheduler knows."})
+    lr_scheduler: str = field(
+        default="cosine",
+        metadata={"help": "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps."},
+    )
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
+    cooldown_steps: int = field(default=1000, metadata={"help": "Last steps, in which a trapezoid falls to zero."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay."})
     adam_beta2: float = field(default=0.99, metadata={"help": "β₂ of AdamW."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Bound on the gradient's norm."})
@@ -86,6 +105,9 @@ class TrainArguments:
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights."})
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    attention_backend: str | None = field(
+        default=None, metadata={"help": "As in diffusers; `_native_math` is faster in bf16 on a CPU."}
+    )
     compile: bool = field(default=False, metadata={"help": "torch.compile the repeated blocks."})
     log_steps: int = field(default=20, metadata={"help": "Steps between loss reports."})
     validation_steps: int = field(default=1000, metadata={"help": "Steps between validations; 0: never."})
@@ -158,6 +180,7 @@ def _check(model: ModelArguments, data: DataArguments, train: TrainArguments) ->
         "per_device_batch_size": train.per_device_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "log_steps": train.log_steps,
+        "cooldown_steps": train.cooldown_steps,
         "checkpoints_total_limit": train.checkpoints_total_limit,
     }
     for name, value in at_least_one.items():
@@ -170,9 +193,13 @@ def _check(model: ModelArguments, data: DataArguments, train: TrainArguments) ->
     shares = train.mask_probabilities
     if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"`mask_probabilities` is {shares}, expected 4 shares that sum to 1.")
-    weightings = ("epsilon", "sample", "v_prediction", "min_snr", "sigmoid", "edm")
+    weightings = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
     if train.weighting not in weightings:
         raise ValueError(f"`weighting` is {train.weighting!r}, expected one of {weightings}.")
+    if not 0 <= train.caption_dropout <= 1:
+        raise ValueError(f"`caption_dropout` is {train.caption_dropout}, expected a share in [0, 1].")
+    if model.max_text_length < 2:
+        raise ValueError(f"`max_text_length` is {model.max_text_length}, expected at least 2.")
     if train.optimizer not in ("adamw", "muon"):
         raise ValueError(f"`optimizer` is {train.optimizer!r}, expected adamw or muon.")
     if train.push_to_hub and train.hub_model_id is None:

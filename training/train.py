@@ -5,6 +5,7 @@ run that was killed goes on from its newest checkpoint as if nothing had happene
 with twice the batch computes. At the end `output_dir` holds the averaged weights as a pipeline for `from_pretrained`.
 """
 
+import copy
 import json
 import os
 import resource
@@ -25,8 +26,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from batches import StepBatches, open_source, passes, to_model
+from batches import Batch, StepBatches, open_captions, open_source, passes, to_model
 from config import Arguments, DataArguments, ModelArguments, TrainArguments, as_dict, parse_arguments
+from text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.hub import resolve_model
 from video_diffusion.objective import TASKS, diffusion_loss, draw
@@ -35,15 +37,15 @@ from video_diffusion.publishing import push_pipeline
 # A checkpoint may be resumed only by a run that agrees with it on these.
 FIXED = (
     *("patch_size", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"),
-    *("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
+    *("temporal_shift", "spatial_attention", "schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
     *("dataset_name", "train_split", "digits", "variant", "num_digits", "num_frames", "image_size"),
-    *("num_channels", "num_images"),
-    *("seed", "mask_probabilities", "weighting", "optimizer", "pretrained_model_name_or_path"),
+    *("num_channels", "num_images", "text_encoder", "train_text_encoder", "max_text_length", "caption_column"),
+    *("seed", "mask_probabilities", "caption_dropout", "weighting", "optimizer", "pretrained_model_name_or_path"),
 )
 
 ARCHITECTURE = (
     *("in_channels", "out_channels", "patch_size", "block_out_channels", "layers_per_block"),
-    *("attention_head_dim", "norm_num_groups"),
+    *("attention_head_dim", "norm_num_groups", "temporal_shift", "spatial_attention"),
 )
 
 
@@ -63,8 +65,11 @@ class Progress:
         self.step, self.bad_steps = state["step"], state["bad_steps"]
 
 
-def build_model(model: ModelArguments, data: DataArguments) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
-    """The denoiser with mask channels, and the scheduler."""
+def build_model(
+    model: ModelArguments, data: DataArguments, text_width: int | None = None
+) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
+    """The denoiser with mask channels, attending to text states of `text_width` channels if given; the scheduler."""
+    spatial = tuple(map(bool, model.spatial_attention))
     denoiser = VideoUNet3DConditionModel(
         sample_size=data.image_size,
         num_frames=data.num_frames,
@@ -75,6 +80,9 @@ def build_model(model: ModelArguments, data: DataArguments) -> tuple[VideoUNet3D
         layers_per_block=model.layers_per_block,
         attention_head_dim=model.attention_head_dim,
         norm_num_groups=model.norm_num_groups,
+        temporal_shift=model.temporal_shift,
+        spatial_attention=spatial[0] if len(spatial) == 1 else spatial,
+        cross_attention_dim=text_width,
     )
     scheduler = VPContinuousScheduler(
         schedule=model.schedule,
@@ -87,8 +95,12 @@ def build_model(model: ModelArguments, data: DataArguments) -> tuple[VideoUNet3D
     return denoiser, scheduler
 
 
-def load_pretrained(denoiser: VideoUNet3DConditionModel, scheduler: VPContinuousScheduler, name: str) -> None:
-    """Puts the weights of a saved pipeline into the denoiser.
+def load_pretrained(
+    denoiser: VideoUNet3DConditionModel, text_encoder: nn.Module | None, scheduler: VPContinuousScheduler, name: str
+) -> None:
+    """Puts the weights of a saved pipeline into the denoiser and, where both have one, into the text encoder.
+
+    Attention to text that the pipeline lacks starts anew, and so does nothing at first.
 
     Raises:
         ValueError: if the pipeline's architecture or parametrisation is another.
@@ -99,7 +111,18 @@ def load_pretrained(denoiser: VideoUNet3DConditionModel, scheduler: VPContinuous
     for key, (ours, theirs) in pairs.items():
         if str(ours).strip("()[]") != str(theirs).strip("()[]"):  # a saved tuple comes back as a list
             raise ValueError(f"`{key}` is {ours}, expected {theirs}, what {name} was trained with.")
-    denoiser.load_state_dict(pipe.unet.state_dict())
+    saved, own = pipe.unet.state_dict(), denoiser.state_dict()
+    if pipe.unet.config.cross_attention_dim is None:
+        saved |= {key: value for key, value in own.items() if ".cross_attention." in key}
+    for key, value in saved.items():
+        if key not in own or own[key].shape != value.shape:
+            raise ValueError(
+                f"`text_encoder` gives {denoiser.config.cross_attention_dim} channels, expected "
+                f"{pipe.unet.config.cross_attention_dim}, what {name} was trained with."
+            )
+    denoiser.load_state_dict(saved)
+    if text_encoder is not None and pipe.text_encoder is not None:
+        text_encoder.load_state_dict(pipe.text_encoder.state_dict())
 
 
 def build_optimizer(denoiser: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
@@ -127,6 +150,22 @@ def build_optimizer(denoiser: nn.Module, args: TrainArguments) -> torch.optim.Op
     )
 
 
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments) -> Any:
+    """One of diffusers' schedules, or the trapezoid: its middle does not depend on `max_steps`, so a run can be made
+    longer or shorter while it goes on (Hägele et al. 2024).
+    """
+    if args.lr_scheduler != "trapezoid":
+        return get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=args.max_steps
+        )
+
+    def factor(step: int) -> float:
+        up, down = (step + 1) / max(args.warmup_steps, 1), (args.max_steps - step) / args.cooldown_steps
+        return max(0.0, min(1.0, up, down))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 class Run:
     """Everything that lives through a run; `train` below reads from top to bottom."""
 
@@ -143,20 +182,24 @@ class Run:
         )
         set_seed(args.seed)  # the same weights on every process
         self.train_source = open_source(self.data, self.data.train_split, args.seed)
-        denoiser, self.scheduler = build_model(self.model_args, self.data)
+        self.text = self.open_text()
+        encoder = None if self.text is None else self.text.encoder
+        denoiser, self.scheduler = build_model(
+            self.model_args, self.data, None if encoder is None else encoder.config.hidden_size
+        )
         if args.pretrained_model_name_or_path is not None:
-            load_pretrained(denoiser, self.scheduler, args.pretrained_model_name_or_path)
+            load_pretrained(denoiser, encoder, self.scheduler, args.pretrained_model_name_or_path)
         if args.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        if args.attention_backend is not None:
+            denoiser.set_attention_backend(args.attention_backend)
         if args.compile:
             denoiser.compile_repeated_blocks()
-        self.ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, foreach=True)
-        optimizer = build_optimizer(denoiser, args)
-        self.lr_scheduler = get_scheduler(
-            args.lr_scheduler, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=args.max_steps
-        )
-        self.model, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
-        self.denoiser = self.accelerator.unwrap_model(self.model)
+        self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
+        self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
+        optimizer = build_optimizer(self.learner, args)
+        self.lr_scheduler = build_lr_scheduler(optimizer, args)
+        self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
@@ -167,27 +210,50 @@ class Run:
             self.accelerator.num_processes,
             self.data.num_images,
             args.seed,
+            None if self.text is None else open_captions(self.train_source, self.data, args.seed),
         )
+
+    def open_text(self) -> RunText | None:
+        """The text encoder of this run, or None."""
+        name = self.model_args.text_encoder
+        if name is None:
+            return None
+        encoder, tokenizer = open_text_encoder(name, self.model_args.max_text_length)
+        trained = name == SMALL_BERT or self.model_args.train_text_encoder
+        return RunText(encoder, tokenizer, trained, self.accelerator.device)
+
+    def with_text(self, denoiser: nn.Module, encoder: nn.Module | None) -> nn.Module:
+        """Everything that learns, as one module."""
+        if self.text is None or not self.text.trained or encoder is None:
+            return denoiser
+        return TextDenoiser(denoiser, encoder)
 
     @property
     def global_batch(self) -> int:
         """Clips of all processes in one pass."""
         return self.args.per_device_batch_size * self.accelerator.num_processes
 
-    def loss(self, clips: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         """The loss and the error of x̂ in pass `index`, each averaged over this process's clips."""
-        x = to_model(clips, self.accelerator.device)
-        shape = (self.global_batch, *x.shape[1:])
-        noise = draw(shape, self.args.mask_probabilities, self.args.seed, index, self.data.num_images, x.device)
+        x = to_model(batch.clips, self.accelerator.device)
+        shape, images = (self.global_batch, *x.shape[1:]), self.data.num_images
+        noise = draw(
+            shape, self.args.mask_probabilities, self.args.seed, index, images, x.device, self.args.caption_dropout
+        )
         first = self.accelerator.process_index * len(x)
+        noise = noise.rows(first, first + len(x))
+        conditions = None
+        if self.text is not None and batch.captions is not None and noise.captioned is not None:
+            conditions = self.text.inputs(batch.captions, noise.captioned, x.shape[2] - images, images)
         loss, error = diffusion_loss(
             self.model,
             self.scheduler,
             x,
-            noise.rows(first, first + len(x)),
+            noise,
             self.args.weighting,
-            self.data.num_images,
+            images,
             self.denoiser.config.in_channels,
+            conditions,
         )
         return loss.mean(), error.mean()
 
@@ -228,9 +294,17 @@ class Run:
 
     def pipeline(self) -> VideoDiffusionPipeline:
         """A pipeline around a copy of the averaged weights."""
-        unet = VideoUNet3DConditionModel.from_config(self.denoiser.config)
-        self.ema.copy_to(unet.parameters())
-        return VideoDiffusionPipeline(unet=unet.to(self.accelerator.device).eval(), scheduler=self.scheduler)
+        unet = VideoUNet3DConditionModel.from_config(self.denoiser.config).to(self.accelerator.device)
+        encoder = None if self.text is None else self.text.encoder
+        if self.text is not None and self.text.trained:
+            encoder = copy.deepcopy(self.text.encoder).eval()
+        self.ema.copy_to(self.with_text(unet, encoder).parameters())
+        return VideoDiffusionPipeline(
+            unet=unet.eval(),
+            scheduler=self.scheduler,
+            text_encoder=encoder,
+            tokenizer=None if self.text is None else self.text.tokenizer,
+        )
 
     def held_out(self, size: int) -> Tensor:
         """The first clips of the validation split (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
@@ -242,17 +316,20 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean squared error of x̂ on held-out clips, averaged over t, for each task; averaged weights."""
+        """Mean squared error of x̂ on held-out clips without captions, mean over t, by task; averaged weights."""
         clips = self.held_out(self.args.validation_videos)
         size = len(clips)
-        unet, report = self.pipeline().unet, {}
+        pipe, report = self.pipeline(), {}
+        unet, no_text = pipe.unet, None if self.text is None else pipe.encode_text("prompt", [""])
         for task, name in enumerate(TASKS):
             only = [float(i == task) for i in range(len(TASKS))]
             errors = []
             for start in range(0, size, 16):
                 x = to_model(clips[start : start + 16], self.accelerator.device)
                 noise = draw(tuple(x.shape), only, self.args.seed + 1, start, 0, x.device)
-                errors.append(diffusion_loss(unet, self.scheduler, x, noise, self.args.weighting)[1])
+                text = None if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
+                weighting = self.args.weighting
+                errors.append(diffusion_loss(unet, self.scheduler, x, noise, weighting, conditions=text)[1])
             report[f"validation/{name}"] = torch.cat(errors).mean().item()
         return report
 
@@ -292,12 +369,12 @@ def save_pipeline(pipe: VideoDiffusionPipeline, output: Path) -> None:
 
 def dry_run(run: Run) -> None:
     """Prints the resolved run and what one measured step costs; writes nothing."""
-    clips = run.batches[0]
-    run.accelerator.backward(run.loss(clips, 0)[0])  # warm-up
+    batch = run.batches[0]
+    run.accelerator.backward(run.loss(batch, 0)[0])  # warm-up
     start = time.perf_counter()
-    run.accelerator.backward(run.loss(clips, 0)[0])
+    run.accelerator.backward(run.loss(batch, 0)[0])
     seconds = time.perf_counter() - start
-    parameters = sum(p.numel() for p in run.denoiser.parameters())
+    parameters = sum(p.numel() for p in run.learner.parameters())
     if run.accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -325,9 +402,9 @@ def train(run: Run) -> bool:
     first, last = progress.step * accumulation, args.max_steps * accumulation
     totals = torch.zeros(3, device=accelerator.device)  # loss, error, passes
     run.model.train()
-    for index, clips in enumerate(passes(run.batches, first, last, run.data.dataloader_num_workers), start=first):
+    for index, batch in enumerate(passes(run.batches, first, last, run.data.dataloader_num_workers), start=first):
         with accelerator.accumulate(run.model):
-            loss, error = run.loss(clips, index)
+            loss, error = run.loss(batch, index)
             accelerator.backward(loss)
             totals += torch.stack([loss.detach(), error, torch.ones_like(error)])
             if accelerator.sync_gradients:
@@ -343,7 +420,7 @@ def train(run: Run) -> bool:
                     )
                 run.lr_scheduler.step()
                 run.optimizer.zero_grad()
-                run.ema.step(run.denoiser.parameters())
+                run.ema.step(run.learner.parameters())
                 progress.step += 1
                 bar.update()
         if not accelerator.sync_gradients:

@@ -2,14 +2,16 @@
 
 Inside, a video is `[B·F, C, H, W]` in channels-last memory, so that a token view `[B·F, H·W, C]` is free: 1×3×3
 convolutions and spatial attention see the frames as a batch; temporal attention sees height × width as a batch. Only
-temporal attention moves information between frames.
+temporal attention moves information between frames, and `temporal_shift` where it is asked for.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.activations import get_activation
@@ -121,13 +123,45 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, self.norm(tokens), encoder_hidden_states, attention_mask)
 
 
+def temporal_shift(x: Tensor, frames: int, channels: int, frame_mask: Tensor | None = None) -> Tensor:
+    """
+    Lets each frame see its neighbours (Lin, Gan and Han 2019, "TSM"), so that the next 3×3 convolution sees motion.
+
+    Args:
+        x: features `[B·F, C, H, W]`.
+        frames: F.
+        channels: k, 2·k ≤ C: the first k come from the frame before, the next k from the one after; zero at the ends.
+        frame_mask: bool `[B, F, F]`; what a frame may not attend to is zero for it here too.
+
+    Returns:
+        `[B·F, C, H, W]`.
+    """
+    video = x.unflatten(0, (-1, frames))
+    before = F.pad(video[:, :-1, :channels], (0, 0, 0, 0, 0, 0, 1, 0))
+    after = F.pad(video[:, 1:, channels : 2 * channels], (0, 0, 0, 0, 0, 0, 0, 1))
+    if frame_mask is not None:
+        sees_before = F.pad(frame_mask.diagonal(-1, 1, 2), (1, 0))
+        sees_after = F.pad(frame_mask.diagonal(1, 1, 2), (0, 1))
+        before = torch.where(sees_before[..., None, None, None], before, 0)
+        after = torch.where(sees_after[..., None, None, None], after, 0)
+    return torch.cat([before, after, video[:, :, 2 * channels :]], dim=2).flatten(0, 1)
+
+
 class ResnetBlock(nn.Module):
     """Two 3×3 convolutions; between them the time embedding scales and shifts the features (FiLM)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, temb_channels: int, groups: int, eps: float, act_fn: str
+        self,
+        in_channels: int,
+        out_channels: int,
+        temb_channels: int,
+        groups: int,
+        eps: float,
+        act_fn: str,
+        shifted: float,
     ) -> None:
         super().__init__()
+        self.shifted_in, self.shifted_out = (int(shifted * n / 2) for n in (in_channels, out_channels))
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, 2 * out_channels)
@@ -136,12 +170,16 @@ class ResnetBlock(nn.Module):
         self.act = get_activation(act_fn)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """`[B·F, C, H, W]` and the activated time embedding `[B·F, D]` → `[B·F, C', H, W]`."""
+    def forward(self, x: Tensor, temb: Tensor, frames: int, frame_mask: Tensor | None = None) -> Tensor:
+        """`[B·F, C, H, W]` and the activated time embedding `[B·F, D]` → `[B·F, C', H, W]`; the rest as in a block."""
         scale, shift = self.time_emb_proj(temb)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(self.act(self.norm1(x)))
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.conv_shortcut(x) + self.conv2(self.act(h))
+        h = self.act(self.norm1(x))
+        if self.shifted_in:
+            h = temporal_shift(h, frames, self.shifted_in, frame_mask)
+        h = self.act(torch.addcmul(shift, self.norm2(self.conv1(h)), 1 + scale))
+        if self.shifted_out:
+            h = temporal_shift(h, frames, self.shifted_out, frame_mask)
+        return self.conv_shortcut(x) + self.conv2(h)
 
 
 class VideoUNetBlock(nn.Module):
@@ -157,12 +195,16 @@ class VideoUNetBlock(nn.Module):
         act_fn: str,
         head_dim: int,
         cross_attention_dim: int | None,
+        shifted: float,
+        spatial: bool = True,
     ) -> None:
         super().__init__()
-        self.resnet = ResnetBlock(in_channels, out_channels, temb_channels, groups, eps, act_fn)
-        self.spatial_attention = VideoAttention(out_channels, head_dim, eps)
+        self.resnet = ResnetBlock(in_channels, out_channels, temb_channels, groups, eps, act_fn, shifted)
+        self.spatial_attention = VideoAttention(out_channels, head_dim, eps) if spatial else None
         self.cross_attention = (
-            None if cross_attention_dim is None else VideoAttention(out_channels, head_dim, eps, cross_attention_dim)
+            VideoAttention(out_channels, head_dim, eps, cross_attention_dim)
+            if spatial and cross_attention_dim is not None
+            else None
         )
         self.position_bias = RelativePositionBias(out_channels // head_dim)
         self.temporal_attention = VideoAttention(out_channels, head_dim, eps)
@@ -182,16 +224,18 @@ class VideoUNetBlock(nn.Module):
             x: features.
             temb: activated time embedding `[B·F, D]`.
             frames: F.
-            text: token states `[B·F, L, cross_attention_dim]`.
-            text_mask: `[B·F, 1, 1, L]`, true where a token may be attended to.
+            text: token states `[N, L, cross_attention_dim]`; N is B, or B·F for one text a frame.
+            text_mask: `[N, 1, 1, L]`, true where a token may be attended to.
             frame_mask: `[B, F, F]`, true where a frame (row) may attend to a frame (column).
         """
-        x = self.resnet(x, temb)
+        x = self.resnet(x, temb, frames, frame_mask)
         height, width = x.shape[-2:]
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view: the memory is channels-last
-        tokens = tokens + self.spatial_attention(tokens)
+        if self.spatial_attention is not None:
+            tokens = tokens + self.spatial_attention(tokens)
         if self.cross_attention is not None and text is not None:
-            tokens = tokens + self.cross_attention(tokens, text, text_mask)
+            queries = tokens.reshape(len(text), -1, tokens.shape[-1])  # a view: all places that read one text
+            tokens = tokens + self.cross_attention(queries, text, text_mask).reshape(tokens.shape)
         bias = self.position_bias(frames)[None].to(tokens.dtype)
         if frame_mask is not None:
             bias = bias.masked_fill(~frame_mask[:, None], -torch.inf).repeat_interleave(height * width, dim=0)
@@ -219,6 +263,10 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         cross_attention_dim: width of `encoder_hidden_states`; `None` builds no text attention.
         time_cond_proj_dim: width of `timestep_cond`; `None` builds no projection.
         num_class_embeds: number of classes for `class_labels`; `None` builds no embedding.
+        temporal_shift: share of the channels that each 3×3 convolution takes from the frames before and after, half
+            from either, in [0, 1]: see `temporal_shift`. 0: only temporal attention moves anything between frames.
+        spatial_attention: for each level, or for all, whether its blocks attend over space and to the text. Its cost
+            grows with the square of height × width; convolutions and temporal attention are in every block.
 
     Raises:
         ValueError: if a width is not divisible by `attention_head_dim` or `norm_num_groups`, or a number is below 1.
@@ -246,11 +294,16 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         cross_attention_dim: int | None = None,
         time_cond_proj_dim: int | None = None,
         num_class_embeds: int | None = None,
+        temporal_shift: float = 0.0,
+        spatial_attention: bool | tuple[bool, ...] = True,
     ) -> None:
         super().__init__()
         _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size, layers_per_block)
+        if not 0 <= temporal_shift <= 1:
+            raise ValueError(f"`temporal_shift` is {temporal_shift}, expected a share of the channels in [0, 1].")
         self.gradient_checkpointing = False
         widths = tuple(block_out_channels)
+        spatial = _per_level("spatial_attention", spatial_attention, len(widths))
         stem = widths[0]
         temb_channels = 4 * stem
         self.time_proj = Timesteps(stem, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -259,24 +312,26 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         self.act = get_activation(act_fn)
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, stem, 3, padding=1)
 
-        def block(in_channels: int, out_channels: int) -> VideoUNetBlock:
+        def block(in_channels: int, level: int) -> VideoUNetBlock:
             return VideoUNetBlock(
                 in_channels,
-                out_channels,
+                widths[level],
                 temb_channels,
                 norm_num_groups,
                 norm_eps,
                 act_fn,
                 attention_head_dim,
                 cross_attention_dim,
+                temporal_shift,
+                spatial[level],
             )
 
-        layers = range(layers_per_block)
-        self.down_blocks = nn.ModuleList(nn.ModuleList(block(width, width) for _ in layers) for width in widths)
+        layers, levels = range(layers_per_block), range(len(widths))
+        self.down_blocks = nn.ModuleList(nn.ModuleList(block(widths[i], i) for _ in layers) for i in levels)
         self.downsamplers = nn.ModuleList(nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(widths))
-        self.mid_block = block(widths[-1], widths[-1])
+        self.mid_block = block(widths[-1], levels[-1])
         self.up_blocks = nn.ModuleList(
-            nn.ModuleList(block(2 * width, width) for _ in layers) for width in reversed(widths)
+            nn.ModuleList(block(2 * widths[i], i) for _ in layers) for i in reversed(levels)
         )
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(reversed(widths)))
         # The stem's output joins here once more, so that ε need not pass through the whole network.
@@ -304,10 +359,11 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         Args:
             sample: `[B, in_channels, F, H, W]`; H and W divisible by `patch_size`·2^(levels − 1).
             timestep: 1000·t, one number or `[B]`.
-            encoder_hidden_states: text token states `[B, L, cross_attention_dim]`; `None` leaves the text out.
+            encoder_hidden_states: text token states `[B, L, cross_attention_dim]`, or one text a frame,
+                `[B, F, L, cross_attention_dim]`; `None` leaves the text out.
             class_labels: `[B]`, integers, for a model with `num_class_embeds`.
             timestep_cond: `[B, time_cond_proj_dim]`, for a model with that key.
-            attention_mask: `[B, L]`, true or 1 where a text token may be attended to.
+            attention_mask: `[B, L]` (`[B, F, L]`), true or 1 where a text token may be attended to.
             cross_attention_kwargs: `{"scale": s}` scales LoRA layers; nothing else is accepted.
             down_block_additional_residuals: one tensor a block on the way down, `[B·F, C, h, w]`, added to the skips.
             mid_block_additional_residual: `[B·F, C, h, w]`, added after the middle block.
@@ -326,9 +382,9 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         temb = self._embed_time(sample, timestep, class_labels, timestep_cond).repeat_interleave(frames, dim=0)
         text = text_mask = None
         if encoder_hidden_states is not None:
-            text = encoder_hidden_states.to(sample.dtype).repeat_interleave(frames, dim=0)
+            text = encoder_hidden_states.to(sample.dtype).flatten(0, -3)
             if attention_mask is not None:
-                text_mask = attention_mask.bool().repeat_interleave(frames, dim=0)[:, None, None]
+                text_mask = attention_mask.bool().flatten(0, -2)[:, None, None]
         context = (temb, frames, text, text_mask, frame_attention_mask)
 
         x = self.conv_in(space_to_depth(rearrange(sample, "b c f h w -> (b f) c h w"), self.config.patch_size))
@@ -400,17 +456,19 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         if height % multiple or width % multiple:
             raise ValueError(f"`sample` is {height}×{width} pixels, expected multiples of {multiple}.")
         if encoder_hidden_states is not None:
-            expected = (batch, config.cross_attention_dim)
             if config.cross_attention_dim is None:
                 raise ValueError("`encoder_hidden_states` was given, but `cross_attention_dim` of this model is None.")
-            if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[::2] != expected:
-                shape = tuple(encoder_hidden_states.shape)
-                raise ValueError(f"`encoder_hidden_states` has shape {shape}, expected [{batch}, L, {expected[1]}].")
+            shape, width = tuple(encoder_hidden_states.shape), config.cross_attention_dim
+            if shape[:-2] not in ((batch,), (batch, frames)) or shape[-1] != width:
+                raise ValueError(
+                    f"`encoder_hidden_states` has shape {shape}, expected [{batch}, L, {width}] or, for one text a "
+                    f"frame, [{batch}, {frames}, L, {width}]."
+                )
         if attention_mask is not None:
             if encoder_hidden_states is None:
                 raise ValueError("`attention_mask` masks text tokens, but `encoder_hidden_states` was not given.")
-            if attention_mask.shape != encoder_hidden_states.shape[:2]:
-                expected_mask = list(encoder_hidden_states.shape[:2])
+            if attention_mask.shape != encoder_hidden_states.shape[:-1]:
+                expected_mask = list(encoder_hidden_states.shape[:-1])
                 raise ValueError(
                     f"`attention_mask` has shape {tuple(attention_mask.shape)}, expected {expected_mask}."
                 )
@@ -440,6 +498,13 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
             f"`block_out_channels` is {tuple(widths)}, expected multiples of `attention_head_dim` = {head_dim} and "
             f"`norm_num_groups` = {groups}."
         )
+
+
+def _per_level(name: str, value: bool | Sequence[bool], levels: int) -> tuple[bool, ...]:
+    values = (value,) * levels if isinstance(value, bool) else tuple(value)
+    if len(values) != levels or not all(isinstance(item, bool) for item in values):
+        raise ValueError(f"`{name}` is {value}, expected a bool or one for each of {levels} levels.")
+    return values
 
 
 def _add_residuals(name: str, features: list[Tensor], residuals: tuple[Tensor, ...] | None) -> list[Tensor]:

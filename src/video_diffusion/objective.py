@@ -4,8 +4,9 @@ Everything random in a step is drawn by `draw` from (seed, step) alone, for the 
 process takes its rows. So the loss does not depend on how many processes share the batch, and resuming needs no state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -25,15 +26,18 @@ class Draw:
         t: times `[B]` in (0, 1].
         noise: ε, `[B, C, F, H, W]`.
         frame_mask: bool `[B, F]`, true where a frame is given.
+        captioned: bool `[B]`, true where the clip's caption is shown, or None where there is no text.
     """
 
     t: Tensor
     noise: Tensor
     frame_mask: Tensor
+    captioned: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> "Draw":
         """The rows of one process."""
-        return Draw(self.t[start:stop], self.noise[start:stop], self.frame_mask[start:stop])
+        captioned = None if self.captioned is None else self.captioned[start:stop]
+        return Draw(self.t[start:stop], self.noise[start:stop], self.frame_mask[start:stop], captioned)
 
 
 def stratified_times(batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
@@ -90,10 +94,12 @@ def draw(
     step: int,
     num_images: int = 0,
     device: torch.device | str = "cpu",
+    caption_dropout: float = 0.0,
 ) -> Draw:
     """All that is random in step `step`, for a global batch of `shape` `[B, C, F, H, W]`.
 
-    The last `num_images` frames are independent images and never given.
+    The last `num_images` frames are independent images and never given. A caption is hidden with the probability
+    `caption_dropout` (Ho and Salimans 2022).
     """
     batch, _, frames = shape[:3]
     if not 0 <= num_images <= frames:
@@ -103,7 +109,9 @@ def draw(
     videos = frames - num_images
     mask[:, :videos] = random_frame_mask(batch, videos, probabilities, generator, device)
     times = stratified_times(batch, generator, device)
-    return Draw(times, torch.randn(shape, generator=generator, device=device), mask)
+    noise = torch.randn(shape, generator=generator, device=device)
+    captioned = torch.rand(batch, generator=generator, device=device) >= caption_dropout
+    return Draw(times, noise, mask, captioned)
 
 
 def joint_attention_mask(batch: int, frames: int, num_images: int, device: torch.device | str = "cpu") -> Tensor:
@@ -135,6 +143,7 @@ def diffusion_loss(
     weighting: str,
     num_images: int = 0,
     in_channels: int | None = None,
+    conditions: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted squared error of the denoiser on the frames that are not given.
 
@@ -146,6 +155,7 @@ def diffusion_loss(
         weighting: see `video_diffusion.scheduler.log_loss_weight`.
         num_images: how many of the last frames are independent images.
         in_channels: of the model; read from its config when left out.
+        conditions: further arguments of the model's call (text).
 
     Returns:
         loss: `[B]`, w(λ)·‖x − x̂_θ‖² averaged over the pixels to be generated.
@@ -157,7 +167,7 @@ def diffusion_loss(
     timestep = noise.t * scheduler.config.num_train_timesteps
     z_t = scheduler.add_noise(x, noise.noise, timestep)
     attention = joint_attention_mask(len(x), x.shape[2], num_images, x.device) if num_images else None
-    extra = {} if attention is None else {"frame_attention_mask": attention}
+    extra = dict(conditions or {}) | ({} if attention is None else {"frame_attention_mask": attention})
     output = model(model_input(z_t, x, noise.frame_mask, channels), timestep, **extra).sample.float()
     target = scheduler.get_target(x, noise.noise, timestep)
     weight = prediction_loss_weight(

@@ -82,8 +82,9 @@ def log_loss_weight(logsnr: Tensor, weighting: str) -> Tensor:
         logsnr: λ, any shape.
         weighting: `"epsilon"` e^λ, the paper's (3); `"sample"` 1; `"v_prediction"` 1 + e^λ (Salimans and Ho 2022,
             "SNR+1"); `"min_snr"` min(e^λ, 5) (Hang et al. 2023); `"sigmoid"` e^λ·sigmoid(2 − λ) (Hoogeboom et al.
-            2024, after Kingma and Gao 2023); `"edm"` (e^λ + 4)·N(λ; 2.4, 2.4²), EDM's loss under uniform λ
-            (Karras et al. 2022, σ_data = 0.5).
+            2024, after Kingma and Gao 2023); `"clipped_v_prediction"` min(1 + e^λ, 20), the same as
+            v up to λ = 2.9: what x-prediction needs (Li and He 2025 clip theirs likewise); `"edm"`
+            (e^λ + 4)·N(λ; 2.4, 2.4²), EDM's loss under uniform λ (Karras et al. 2022, σ_data = 0.5).
     """
     match weighting:
         case "epsilon":
@@ -92,6 +93,8 @@ def log_loss_weight(logsnr: Tensor, weighting: str) -> Tensor:
             return torch.zeros_like(logsnr)
         case "v_prediction":
             return F.softplus(logsnr, threshold=80.0)
+        case "clipped_v_prediction":
+            return F.softplus(logsnr, threshold=80.0).clamp(max=math.log(20.0))
         case "min_snr":
             return logsnr.clamp(max=math.log(5.0))
         case "sigmoid":
@@ -99,7 +102,8 @@ def log_loss_weight(logsnr: Tensor, weighting: str) -> Tensor:
         case "edm":
             return torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(4.0))) - ((logsnr - 2.4) / 2.4) ** 2 / 2
     raise ValueError(
-        f"`weighting` is {weighting!r}, expected one of epsilon, sample, v_prediction, min_snr, sigmoid, edm."
+        f"`weighting` is {weighting!r}, expected one of epsilon, sample, v_prediction, clipped_v_prediction, min_snr, "
+        "sigmoid, edm."
     )
 
 

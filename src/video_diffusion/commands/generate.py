@@ -21,6 +21,7 @@ SAMPLERS = {  # the stock solvers of diffusers, beside our own
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+GUIDANCE_SCALE = 2.0  # with a prompt
 Clips = NDArray[np.uint8]
 
 
@@ -69,6 +70,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)")
     add("--num-videos", type=int, metavar="N", help="clips, or samples of each given clip (default: 4 and 1)")
     add("--num-frames", type=int, default=10, metavar="F", help="frames of a clip, any number (default: %(default)s)")
+    add("--prompt", metavar="TEXT", help="what the clips show, for a model that reads (default: no text)")
+    add("--negative-prompt", metavar="TEXT", help="what the guidance leads away from (default: no text)")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="S",
+        help="of classifier-free guidance, 1: none; costs a second call a step (default: 2 with a prompt, else 1)",
+    )
     add("--steps", type=int, default=50, help="network calls of a clip or window (default: %(default)s)")
     add("--window-overlap", type=int, metavar="K", help="known frames that a window begins with (default: half of it)")
     add("--window-scheme", choices=SCHEMES, default=SCHEMES[0], help="order of the windows (default: %(default)s)")
@@ -186,6 +195,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"`--reconstruction-guidance` is {args.reconstruction_guidance}, expected a number from 0 up."
         )
+    if args.guidance_scale is not None and not 1 <= args.guidance_scale < math.inf:
+        raise ValueError(f"`--guidance-scale` is {args.guidance_scale}, expected a number from 1 up.")
+    if args.prompt is None and (args.negative_prompt is not None or args.guidance_scale is not None):
+        raise ValueError("`--prompt` is missing, expected one with `--negative-prompt` or `--guidance-scale`.")
     if not 0 < args.fps <= 100:
         raise ValueError(f"`--fps` is {args.fps}, expected a number above 0 and up to 100.")
     if args.seed < 0:
@@ -250,6 +263,9 @@ def sample(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namesp
         options: dict[str, Any] = {"num_videos_per_prompt": len(clips)}
         if task.given is not None:
             options = {"video": task.given[first : clips.stop], "frame_indices": task.places}
+        if args.prompt is not None:
+            scale = GUIDANCE_SCALE if args.guidance_scale is None else args.guidance_scale
+            options |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "guidance_scale": scale}
         pipeline.set_progress_bar_config(desc=f"clips {first + 1} to {clips.stop} of {count}")
         output: Any = pipeline(
             num_frames=task.num_frames,

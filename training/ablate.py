@@ -1,0 +1,117 @@
+"""Variants of a training side by side for equal minutes: `python training/ablate.py --minutes 4 --variants base x`.
+
+Each variant is a set of flags of `train.py` (see `VARIANTS`), trained in a process of its own on one thread for equal
+processor time. The learning rate falls linearly to zero. The error of x̂ is then read at fixed λ, so that variants with
+different schedules are compared at the same noise, on held-out digits, for generation and for prediction from half the
+frames.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from batches import StepBatches, open_source, to_model
+from config import parse_arguments
+from train import build_model, build_optimizer
+from video_diffusion.objective import Draw, diffusion_loss, draw
+
+LOGSNRS = (-9.0, -7.0, -5.0, -3.0, -1.0, 1.0, 3.0)
+VALIDATION_CLIPS = 32
+
+VARIANTS: dict[str, list[str]] = {
+    "base": [],
+    "shift-2": ["--shift", "2"],
+    "shift-4": ["--shift", "4"],
+    "x": ["--prediction_type", "sample", "--weighting", "clipped_v_prediction"],
+    "x-shift-2": ["--prediction_type", "sample", "--weighting", "clipped_v_prediction", "--shift", "2"],
+    "x-shift-4": ["--prediction_type", "sample", "--weighting", "clipped_v_prediction", "--shift", "4"],
+    "tsm": ["--temporal_shift", "0.25"],
+    "epsilon": ["--prediction_type", "epsilon"],
+}
+
+
+def errors_by_noise(model: Any, scheduler: Any, clips: torch.Tensor) -> dict[str, list[float]]:
+    """Mean squared error of x̂ at each of `LOGSNRS`, for clips `[B, C, F, H, W]` in [-1, 1]."""
+    frames = clips.shape[2]
+    masks = {"generation": torch.zeros(frames, dtype=torch.bool), "prediction": torch.arange(frames) < frames // 2}
+    found: dict[str, list[float]] = {name: [] for name in masks}
+    for name, mask in masks.items():
+        for i, logsnr in enumerate(LOGSNRS):
+            noise = torch.randn(clips.shape, generator=torch.Generator().manual_seed(i))
+            t = scheduler.time(torch.full((len(clips),), logsnr, dtype=torch.float64)).float()
+            one = Draw(t, noise, mask.expand(len(clips), -1))
+            parts = [
+                diffusion_loss(model, scheduler, clips[k : k + 16], one.rows(k, k + 16), "sample")[1]
+                for k in range(0, len(clips), 16)
+            ]
+            found[name].append(round(torch.cat(parts).mean().item(), 5))
+    return found
+
+
+def train_variant(name: str, flags: list[str], minutes: float, out: Path) -> None:
+    """Trains one variant for `minutes` on one thread and writes `<out>/<name>.json`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model_args, data, args = parse_arguments(["--preset", "tiny-cpu", *flags])
+    denoiser, scheduler = build_model(model_args, data)
+    if args.attention_backend is not None:
+        denoiser.set_attention_backend(args.attention_backend)
+    optimizer = build_optimizer(denoiser, args)
+    ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, foreach=True)
+    source = open_source(data, "train", args.seed)
+    batches = StepBatches(source, args.per_device_batch_size, 0, 1, data.num_images, args.seed)
+    test = torch.from_numpy(open_source(data, "test", args.seed).batch(range(VALIDATION_CLIPS)))[..., None]
+    start, step, curve = time.process_time(), 0, []
+    total = 60 * minutes
+    while (spent := time.process_time() - start) < total:
+        rate = min(1.0, (step + 1) / args.warmup_steps) * (1 - spent / total)
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * rate
+        x = to_model(batches[step].clips, torch.device("cpu"))
+        noise = draw(tuple(x.shape), args.mask_probabilities, args.seed, step, data.num_images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            loss, error = diffusion_loss(denoiser, scheduler, x, noise, args.weighting, data.num_images)
+        loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(denoiser.parameters())
+        curve.append((round(spent, 2), round(loss.mean().item(), 5), round(error.mean().item(), 5)))
+        step += 1
+    ema.copy_to(denoiser.parameters())
+    denoiser.eval()
+    with torch.no_grad():
+        errors = errors_by_noise(denoiser, scheduler, to_model(test, torch.device("cpu")))
+    clips = step * args.per_device_batch_size
+    result = {"name": name, "flags": flags, "minutes": minutes, "steps": step, "clips": clips, "logsnr": LOGSNRS}
+    (out / f"{name}.json").write_text(json.dumps(result | errors | {"curve": curve[:: max(1, step // 200)]}))
+    line = " ".join(f"{v:.4f}" for v in errors["generation"] + errors["prediction"])
+    mean = sum(errors["generation"] + errors["prediction"]) / 14
+    print(f"{name:24} {clips:6d} clips  mean {mean:.4f}   {line}", flush=True)
+
+
+def main() -> None:
+    """Trains the chosen variants, two at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names, or 'name=--flag value …'")
+    parser.add_argument("--minutes", type=float, default=4, help="processor time of each variant")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for item in options.variants:
+        name, _, own = item.partition("=")
+        jobs.append((name, own.split() if own else VARIANTS[name], options.minutes, options.out))
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
+        pool.starmap(train_variant, jobs, chunksize=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+# Sourced by the recipes: `train NAME PRESET [FLAGS]`, `evaluate NAME …`, `finish NAME`.
+#
+#   MAX_MINUTES=9   stop after a part of so many minutes with exit code 3; the same command goes on
+#   OUT=runs        where the run is kept
+#   LAUNCH="..."    how the script is started; by default `accelerate launch` with its own configuration
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+OUT=${OUT:-runs}
+LAUNCH=${LAUNCH:-accelerate launch}
+
+train() {
+    local name=$1 preset=$2
+    shift 2
+    [ -f "$OUT/$name/model_index.json" ] && return # trained already
+    $LAUNCH training/train.py --preset "$preset" --output_dir "$OUT/$name" \
+        ${MAX_MINUTES:+--max_minutes "$MAX_MINUTES"} "$@"
+}
+
+evaluate() { # resumes by itself
+    local name=$1
+    shift
+    video-diffusion evaluate --model "$OUT/$name" --out "$OUT/$name/evaluation" "$@"
+}
+
+finish() {
+    video-diffusion card "$OUT/$1" --samples
+}
