@@ -12,6 +12,8 @@ A model that blurs is below 1 in both, so look at `mse` too: the error per pixel
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
 
     told = VideoDiffusionPipeline.from_pretrained(resolve_model(args.model))
-    free = VideoDiffusionPipeline(Unconditional(told.unet), told.scheduler)
+    free = VideoDiffusionPipeline(Unconditional(told.unet), told.scheduler, told.text_encoder, told.tokenizer)
     size = told.unet.config.sample_size
     dataset = MovingMNIST(split="test", num_frames=FRAMES, image_size=size, seed=0)
     truth = torch.from_numpy(dataset.batch(range(args.num_videos))).float()[:, :, None] / 255
@@ -92,7 +94,7 @@ def main() -> None:
         rows.append({"mode": mode, "scale": scale, **score(made, truth), "seconds": seconds})
         print(rows[-1])
     report = {
-        "command": "python -m benchmarks.guidance",
+        "command": shlex.join(["python", "-m", "benchmarks.guidance", *sys.argv[1:]]),
         "model": args.model,
         "clips": args.num_videos,
         "given": GIVEN,

@@ -16,6 +16,7 @@ from video_diffusion.data.captions import (
     VOCABULARY,
     Fact,
     captions,
+    compose,
     describe,
     describe_clips,
     max_words,
@@ -207,6 +208,18 @@ def test_captions_name_the_digits_that_are_there_in_both_orders():
         assert sorted(named) == sorted(present) or (len(named) == 1 and named[0] in present)
         orders.add(named == present)
     assert orders == {True, False}
+
+
+@pytest.mark.parametrize("templates", TEMPLATES)
+def test_what_a_caption_is_said_to_say_is_what_its_words_say(templates):
+    clips = VARIANTS["classic"].clips(range(500))
+    facts = describe_clips(clips["labels"], clips["positions"], 36)
+    for said, known in zip(compose(clips, range(500), 0, 36, templates), facts, strict=True):
+        assert [int(word) for word in words(said.text) if word.isdigit()] == [fact.digit for fact in said.facts]
+        assert set(said.facts) <= set(known)
+        assert said.motion == any(f" {word} " in f" {said.text} " for word in ("moves", "goes", "moving"))
+        if said.motion:
+            assert all((fact.direction or "").split()[-1] in said.text for fact in said.facts)
 
 
 def test_captions_are_quick():

@@ -16,6 +16,7 @@ from video_diffusion.data import (
     load_videos,
     write_parquet,
 )
+from video_diffusion.data.captions import captions
 
 datasets = pytest.importorskip("datasets")
 
@@ -94,6 +95,20 @@ def test_command_writes_shards_and_a_card_that_load_back_bit_for_bit(tmp_path, c
     assert list(loaded) == ["test"]
     assert same_clips(loaded["test"], MovingMNIST(**SETTINGS, num_videos=2205))
     assert "2205 clips" in capsys.readouterr().out
+
+
+def test_a_caption_column_if_asked_for(tmp_path):
+    run("--num-videos", "5", "--out", str(tmp_path / "clips"), "--captions", "held_out", "--variant", "stochastic")
+    loaded = datasets.load_dataset(str(tmp_path / "clips"), split="test")
+    videos = MovingMNIST(split="test", num_frames=20, variant="stochastic", num_videos=5)
+    expected = captions(videos.clips(range(5)), range(5), seed=0, span=32, templates="held_out")
+    assert loaded["caption"] == expected
+    assert build_dataset(videos, "held_out")["caption"] == expected
+    assert [row["caption"] for row in build_iterable_dataset(videos, 2, "held_out")] == expected
+    assert "`caption`" in (tmp_path / "clips" / "README.md").read_text()
+    assert "caption" not in build_dataset(videos).column_names
+    with pytest.raises(ValueError, match="`templates` is 'other'"):
+        build_dataset(videos, "other")
 
 
 def test_both_splits_fit_one_folder(tmp_path):

@@ -133,6 +133,10 @@ def test_a_sheet_has_frame_numbers_on_top_and_labels_on_the_left(tmp_path):
     for column in range(3):
         x = 6 + column * 70
         assert (plain[:20, x : x + 64] != video_io.SHEET_COLOUR).any()
+    contact_sheet([clip], mask, tmp_path / "named.png", columns=["0", "25", "2"])
+    named = np.asarray(Image.open(tmp_path / "named.png"))
+    changed = np.flatnonzero((named != plain).any((0, 2)))
+    assert 76 <= changed.min() <= changed.max() < 76 + 64  # the second column alone
     wider = labelled.shape[1] - plain.shape[1]
     assert wider > 20
     assert np.array_equal(labelled[:, -plain.shape[1] + 6 :], plain[:, 6:])
@@ -194,6 +198,10 @@ def test_arguments_of_the_writers_are_checked_before_a_file_appears(tmp_path):
         (lambda: contact_sheet([video], np.zeros(5, bool), tmp_path / "a.png"), r"`given_mask` has shape \(5,\)"),
         (lambda: contact_sheet([video], np.zeros(6), tmp_path / "a.png"), "dtype float64, expected bool"),
         (lambda: contact_sheet([video], np.zeros(6, bool), tmp_path / "a.png", ["a", "b"]), "`labels` has 2 words"),
+        (
+            lambda: contact_sheet([video], np.zeros(6, bool), tmp_path / "a.png", columns=["a"]),
+            "`columns` has 1 words, expected one for each of 6 frames",
+        ),
         (lambda: contact_sheet([video, video[:, :8]], np.zeros(6, bool), tmp_path / "a.png"), "of sizes"),
     ]
     for call, message in refused:

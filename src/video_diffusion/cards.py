@@ -6,11 +6,13 @@ No figure in it is written by hand: the results come from the JSON files of `vid
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from video_diffusion.evaluation import text_report
 from video_diffusion.evaluation.report import TITLES, markdown, rows
 from video_diffusion.hub import HALF, INDEX, PACKAGE
 from video_diffusion.video_io import atomic_path
@@ -105,7 +107,8 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     for file in sorted(folder.glob("evaluation/*.json")):
         report = read_json(file)
         try:
-            text = markdown(report).replace("## Protocol", "### Protocol", 1).rstrip()
+            write = text_report.markdown if report["protocol"] == "text" else markdown
+            text = re.sub("^##", "###", write(report), flags=re.MULTILINE).rstrip()
             measured = report["model"].get("sha256") or {}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no report of `video-diffusion evaluate`: {error!r} is missing.") from error
@@ -135,7 +138,13 @@ def eval_results(evaluation: Evaluation, task: str) -> "list[EvalResult]":
     """The figures of the model in a report (its headline column), for the `model-index` of the front matter."""
     from huggingface_hub import EvalResult
 
-    report, column = evaluation.report, evaluation.report["headline"]
+    report = evaluation.report
+    if report["protocol"] == "text":
+        options: dict[str, Any] = {"task_type": task, "task_name": "protocol text", "dataset_type": "moving-mnist"}
+        options |= {"dataset_name": "Moving MNIST (classic)", "dataset_config": "text", "dataset_split": "test"}
+        headline = text_report.headline(report)
+        return [EvalResult(**options, metric_type="accuracy", metric_name=k, metric_value=v) for k, v in headline]
+    column = report["headline"]
     variant = "stochastic" if report["protocol"] == "mcvd" else "classic"
     found = []
     for row in rows(report):

@@ -203,6 +203,7 @@ def contact_sheet(
     path: PathLike,
     labels: Sequence[str] | None = None,
     scale: int | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Writes one PNG of many clips: a row for each, a column for each frame, its number on top.
 
@@ -212,6 +213,7 @@ def contact_sheet(
         path: the file; it appears whole or not at all.
         labels: a word for each row, on its left.
         scale: each pixel becomes a block of this many pixels; by default about 64 pixels a frame.
+        columns: a word for each column, in place of its number.
 
     Raises:
         ValueError: where shapes do not agree.
@@ -222,23 +224,28 @@ def contact_sheet(
     sizes = sorted({clip.shape[1:3] for clip in clips})
     if len(sizes) > 1:
         raise ValueError(f"`videos` has frames of sizes {sizes}, expected one size for all.")
-    columns, height = max(map(len, clips)), sizes[0][0]
+    length, height = max(map(len, clips)), sizes[0][0]
     mask = np.asarray(given_mask)
-    if mask.dtype != np.bool_ or mask.shape not in ((columns,), (len(clips), columns)):
+    if mask.dtype != np.bool_ or mask.shape not in ((length,), (len(clips), length)):
         raise ValueError(
-            f"`given_mask` has shape {mask.shape} and dtype {mask.dtype}, expected bool [{columns}] or "
-            f"[{len(clips)}, {columns}]."
+            f"`given_mask` has shape {mask.shape} and dtype {mask.dtype}, expected bool [{length}] or "
+            f"[{len(clips)}, {length}]."
         )
     if labels is not None and len(labels) != len(clips):
         raise ValueError(f"`labels` has {len(labels)} words, expected one for each of {len(clips)} clips.")
+    titles = list(map(str, range(length))) if columns is None else list(columns)
+    if len(titles) != length:
+        raise ValueError(f"`columns` has {len(titles)} words, expected one for each of {length} frames.")
     factor = max(1, 64 // height) if scale is None else scale
     cells = [upscale(clip, factor) for clip in clips]
-    sheet = _draw_sheet(cells, np.broadcast_to(mask, (len(clips), columns)), labels or [""] * len(clips))
+    sheet = _draw_sheet(cells, np.broadcast_to(mask, (len(clips), length)), labels or [""] * len(clips), titles)
     with atomic_path(path) as draft:
         sheet.save(draft, format="PNG")
 
 
-def _draw_sheet(cells: list[Clip], mask: NDArray[np.bool_], labels: Sequence[str]) -> Image.Image:
+def _draw_sheet(
+    cells: list[Clip], mask: NDArray[np.bool_], labels: Sequence[str], titles: Sequence[str]
+) -> Image.Image:
     """The sheet as an image, from clips at their final size, RGB."""
     height, width = cells[0].shape[1:3]
     gap, font = 6, ImageFont.load_default(size=12)
@@ -249,7 +256,7 @@ def _draw_sheet(cells: list[Clip], mask: NDArray[np.bool_], labels: Sequence[str
     draw = ImageDraw.Draw(sheet)
     for column in range(columns):
         x = left + column * (width + gap)
-        draw.text((x + width / 2, top / 2), str(column), fill=TEXT_COLOUR, font=font, anchor="mm")
+        draw.text((x + width / 2, top / 2), titles[column], fill=TEXT_COLOUR, font=font, anchor="mm")
     for row, (clip, label) in enumerate(zip(cells, labels, strict=True)):
         y = top + row * (height + gap)
         draw.text((gap, y + height / 2), label, fill=TEXT_COLOUR, font=font, anchor="lm")

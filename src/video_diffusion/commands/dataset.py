@@ -38,6 +38,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--digits", metavar="SOURCE", help="folder, parquet, npz or Hub id of the digits; default: MNIST"
     )
     build.add_argument("--digit-range", type=int, nargs=2, metavar=("START", "STOP"), help="use only these digits")
+    build.add_argument(
+        "--captions", choices=("train", "held_out"), help="add a column with captions made from these templates"
+    )
     build.set_defaults(run=run_build)
     push = actions.add_parser(
         "push",
@@ -83,7 +86,7 @@ def run_build(args: argparse.Namespace) -> None:
         for split in args.split
     ]
     with tqdm(total=args.num_videos * len(splits), unit="clip", desc="drawing clips") as bar:
-        out = write_parquet(Path(args.out), *splits, progress=bar.update)
+        out = write_parquet(Path(args.out), *splits, progress=bar.update, captions=args.captions)
     files = sorted(out.glob("data/*.parquet"))
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(

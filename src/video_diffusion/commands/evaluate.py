@@ -12,7 +12,7 @@ from video_diffusion.commands.generate import SAMPLERS, load_pipeline
 if TYPE_CHECKING:
     from video_diffusion.evaluation import Source, Workers
 
-NAMES = ("paper", "mcvd", "openstl", "unconditional")
+NAMES = ("paper", "mcvd", "openstl", "unconditional", "text")
 SHOWN = 4  # clips in the picture
 
 
@@ -31,6 +31,13 @@ def register(subparsers: Any) -> None:
     add("--num-videos", type=int, metavar="N", help="clips (default: the protocol's)")
     add("--num-samples", type=int, metavar="S", help="predictions of each clip (default: the protocol's)")
     add("--num-frames", type=int, nargs="+", metavar="F", help="unconditional: lengths, of 10 and 20 (default: both)")
+    add(
+        "--guidance-scales",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="text: classifier-free guidance (default: 1 2 4 8)",
+    )
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
     add("--steps", type=int, default=50, help="network calls of a clip, or of each window (default: %(default)s)")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
@@ -49,6 +56,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from video_diffusion.evaluation.report import markdown
 
     workers = find_workers(args)
+    if args.protocol == "text":
+        run_text(args, workers)
+        return
     protocol = PROTOCOLS[args.protocol]
     source = open_source(args)
     run = Run.of(source, protocol, args.num_videos, args.num_samples, args.num_frames, args.batch_size)
@@ -61,15 +71,39 @@ def run_evaluate(args: argparse.Namespace) -> None:
         print("Written: " + ", ".join(map(str, files)))
 
 
+def run_text(args: argparse.Namespace, workers: "Workers") -> None:
+    """Scores how well a model obeys prompts and writes the report."""
+    from video_diffusion.evaluation import PipelineSource
+    from video_diffusion.evaluation.obedience import SCALES, TextRun, TextSource, evaluate_text, some_clips
+    from video_diffusion.evaluation.text_report import markdown, write_text_report
+
+    opened = open_source(args)
+    if not isinstance(opened, PipelineSource):
+        raise ValueError(
+            f"`--model` is the folder of videos {args.model}, expected a pipeline with `--protocol text`."
+        )
+    source = TextSource(opened)
+    numbers: dict[str, int] = {} if args.num_videos is None else {"num_videos": args.num_videos}
+    run = TextRun(scales=tuple(args.guidance_scales or SCALES), batch_size=args.batch_size, **numbers)
+    report = evaluate_text(source, run, args.out, workers=workers)
+    if report is not None:
+        report["command"] = command_line(args, report)
+        files = write_text_report(report, *some_clips(args.out / "text-parts", run, report, SHOWN), args.out)
+        print(markdown(report))
+        print("Written: " + ", ".join(map(str, files)))
+
+
 def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
     """The command that makes the same report, with the numbers that were defaults."""
-    numbers = {name: report[name] for name in ("num_videos", "num_samples")}
-    asked = {"model": args.model, "protocol": args.protocol, **numbers, "num_frames": args.num_frames}
+    names = ("num_videos", "num_samples", "guidance_scales")
+    numbers: dict[str, Any] = {name: report[name] for name in names if name in report}
+    asked: dict[str, Any] = {"model": args.model, "protocol": args.protocol, **numbers, "num_frames": args.num_frames}
     if "steps" in report["sampling"]:
         asked |= {name: getattr(args, name) for name in ("sampler", "steps", "gamma", "seed")}
     words = ["video-diffusion", "evaluate"]
     for name, value in asked.items():
         if value is not None:
+            value = [f"{number:g}" for number in value] if name == "guidance_scales" else value
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
 
@@ -99,6 +133,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--seed` is {args.seed}, expected 0 or more.")
     if args.gamma is not None and args.sampler != "ancestral":
         raise ValueError(f"`--gamma` is {args.gamma}, expected none with `--sampler {args.sampler}`.")
+    if args.guidance_scales is not None and args.protocol != "text":
+        scales = args.guidance_scales
+        raise ValueError(f"`--guidance-scales` is {scales}, expected none with `--protocol {args.protocol}`.")
+    if args.num_samples is not None and args.protocol == "text":
+        raise ValueError(f"`--num-samples` is {args.num_samples}, expected none with `--protocol text`.")
     if args.num_frames is not None and args.protocol != "unconditional":
         raise ValueError(f"`--num-frames` is {args.num_frames}, expected none with `--protocol {args.protocol}`.")
     if args.out.exists() and not args.out.is_dir():

@@ -4,13 +4,14 @@ import itertools
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from video_diffusion.data.captions import captions as make_captions
 from video_diffusion.data.moving_mnist import MovingMNIST
 
 if TYPE_CHECKING:
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
 _CLIPS_AT_ONCE = 100  # drawn together, and the rows of a parquet row group
 
 
-def build_features(videos: MovingMNIST) -> "datasets.Features":
-    """The columns of a clip: `video` uint8 `[F, H, W]`, `labels` int64 `[D]`, `positions` int16 `[F, D, 2]` (y, x)."""
+def build_features(videos: MovingMNIST, captions: str | None = None) -> "datasets.Features":
+    """The columns of a clip: `video` uint8 `[F, H, W]`, `labels` int64 `[D]`, `positions` int16 `[F, D, 2]` (y, x).
+
+    With `captions`, "train" or "held_out" templates, also `caption`: of `captions.captions`, for the clips' seed.
+    """
     datasets = _import_datasets()
     frames, size, digits = videos.num_frames, videos.image_size, videos.digit_counts[1]
-    return datasets.Features(
-        {
-            "video": datasets.Array3D((frames, size, size), "uint8"),
-            "labels": datasets.List(datasets.Value("int64")),
-            "positions": datasets.Array3D((frames, digits, 2), "int16"),
-        }
-    )
+    columns = {
+        "video": datasets.Array3D((frames, size, size), "uint8"),
+        "labels": datasets.List(datasets.Value("int64")),
+        "positions": datasets.Array3D((frames, digits, 2), "int16"),
+    }
+    return datasets.Features(columns if captions is None else columns | {"caption": datasets.Value("string")})
 
 
-def build_dataset(videos: MovingMNIST) -> "datasets.Dataset":
+def build_dataset(videos: MovingMNIST, captions: str | None = None) -> "datasets.Dataset":
     """
     Draws every clip into a map-style `datasets.Dataset`, row i = clip i, with the columns of `build_features`.
 
@@ -41,19 +44,22 @@ def build_dataset(videos: MovingMNIST) -> "datasets.Dataset":
 
     Args:
         videos: the clips; its `num_videos` must be set.
+        captions: as in `build_features`.
 
     Raises:
-        ValueError: if `num_videos` is None.
+        ValueError: if `num_videos` is None, or there are no such captions.
         ImportError: if `datasets` is not installed.
     """
     datasets = _import_datasets()
     import pyarrow as pa
 
-    tables = list(_tables(videos, range(_count(videos)), build_features(videos)))
+    tables = list(_tables(videos, range(_count(videos)), build_features(videos, captions), captions))
     return datasets.Dataset(pa.concat_tables(tables), split=datasets.NamedSplit(videos.split))
 
 
-def build_iterable_dataset(videos: MovingMNIST, num_shards: int = 8) -> "datasets.IterableDataset":
+def build_iterable_dataset(
+    videos: MovingMNIST, num_shards: int = 8, captions: str | None = None
+) -> "datasets.IterableDataset":
     """
     A `datasets.IterableDataset` that draws clips as they are asked for: endless memory is not needed.
 
@@ -61,9 +67,10 @@ def build_iterable_dataset(videos: MovingMNIST, num_shards: int = 8) -> "dataset
         videos: the clips; `num_videos` may be None.
         num_shards: parts that data workers and processes share between them, 1 to `len(videos)`. A part holds
             neighbouring clips; reading them in one process gives clips 0, 1, 2, …
+        captions: as in `build_features`.
 
     Raises:
-        ValueError: if `num_shards` is out of its range.
+        ValueError: if `num_shards` is out of its range, or there are no such captions.
         ImportError: if `datasets` is not installed.
     """
     datasets = _import_datasets()
@@ -72,7 +79,9 @@ def build_iterable_dataset(videos: MovingMNIST, num_shards: int = 8) -> "dataset
     bounds = [len(videos) * shard // num_shards for shard in range(num_shards + 1)]
     parts = [range(low, high) for low, high in itertools.pairwise(bounds)]
     return datasets.IterableDataset.from_generator(
-        _examples, features=build_features(videos), gen_kwargs={"videos": videos, "parts": parts}
+        _examples,
+        features=build_features(videos, captions),
+        gen_kwargs={"videos": videos, "parts": parts, "captions": captions},
     )
 
 
@@ -81,6 +90,7 @@ def write_parquet(
     *splits: MovingMNIST,
     videos_per_file: int = 1000,
     progress: Callable[[int], object] | None = None,
+    captions: str | None = None,
 ) -> Path:
     """
     Writes clips as `data/<split>-00000-of-000NN.parquet` with a data card, for `datasets.load_dataset(out_dir)`.
@@ -92,13 +102,14 @@ def write_parquet(
         splits: the clips of each split, one `MovingMNIST` each, with `num_videos` set and all of one shape.
         videos_per_file: clips in one file, ≥ 1.
         progress: called with the number of clips written since the last call.
+        captions: as in `build_features`.
 
     Returns:
         `out_dir` as a path.
 
     Raises:
-        ValueError: if no split or a split twice is given, their shapes differ, `num_videos` is None or
-            `videos_per_file` < 1.
+        ValueError: if no split or a split twice is given, their shapes differ, `num_videos` is None,
+            `videos_per_file` < 1 or there are no such captions.
         FileExistsError: if `out_dir` exists and is not an empty folder.
         ImportError: if `datasets` is not installed.
     """
@@ -122,9 +133,9 @@ def write_parquet(
         hidden = partial / ".data"  # `load_dataset` passes hidden folders over
         hidden.mkdir()
         for videos in splits:
-            _write_split(hidden, videos, videos_per_file, progress or (lambda _: None))
+            _write_split(hidden, videos, videos_per_file, progress or (lambda _: None), captions)
         hidden.rename(partial / "data")
-        (partial / "README.md").write_text(dataset_card(*splits), encoding="utf-8")
+        (partial / "README.md").write_text(dataset_card(*splits, captions=captions), encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp's folder is for its owner only
         if out_dir.exists():
             out_dir.rmdir()
@@ -134,10 +145,12 @@ def write_parquet(
     return out_dir
 
 
-def _write_split(folder: Path, videos: MovingMNIST, videos_per_file: int, progress: Callable[[int], object]) -> None:
+def _write_split(
+    folder: Path, videos: MovingMNIST, videos_per_file: int, progress: Callable[[int], object], captions: str | None
+) -> None:
     import pyarrow.parquet as pq
 
-    features = build_features(videos)
+    features = build_features(videos, captions)
     number = math.ceil(_count(videos) / videos_per_file)
     for file in range(number):
         indices = range(file * videos_per_file, min((file + 1) * videos_per_file, _count(videos)))
@@ -145,19 +158,24 @@ def _write_split(folder: Path, videos: MovingMNIST, videos_per_file: int, progre
         with pq.ParquetWriter(
             folder / name, features.arrow_schema, compression="zstd", use_dictionary=False
         ) as writer:
-            for table in _tables(videos, indices, features):
+            for table in _tables(videos, indices, features, captions):
                 writer.write_table(table)
                 progress(len(table))
 
 
-def _tables(videos: MovingMNIST, indices: range, features: "datasets.Features") -> Iterator["pa.Table"]:
+def _tables(
+    videos: MovingMNIST, indices: range, features: "datasets.Features", captions: str | None
+) -> Iterator["pa.Table"]:
     """Arrow tables of up to `_CLIPS_AT_ONCE` clips each."""
     import pyarrow as pa
 
     schema = features.arrow_schema
-    for clips in _clips(videos, indices):
+    for clips in _clips(videos, indices, captions):
         columns = []
         for field in schema:
+            if field.name == "caption":
+                columns.append(pa.array(clips["caption"].tolist(), field.type))
+                continue
             extension = isinstance(field.type, pa.ExtensionType)
             storage = _nested(clips[field.name].astype(features[field.name].dtype if extension else np.int64))
             columns.append(pa.ExtensionArray.from_storage(field.type, storage) if extension else storage)
@@ -174,24 +192,33 @@ def _nested(array: NDArray[Any]) -> "pa.Array":
     return values
 
 
-def _clips(videos: MovingMNIST, indices: range) -> Iterator[dict[str, NDArray[Any]]]:
+def _clips(videos: MovingMNIST, indices: Sequence[int], captions: str | None) -> Iterator[dict[str, NDArray[Any]]]:
     for first in range(0, len(indices), _CLIPS_AT_ONCE):
-        yield videos.clips(indices[first : first + _CLIPS_AT_ONCE])
+        numbers = indices[first : first + _CLIPS_AT_ONCE]
+        clips = videos.clips(numbers)
+        if captions is not None:
+            span = videos.image_size - videos.pixels_per_digit
+            clips["caption"] = np.array(make_captions(clips, numbers, videos.seed, span, captions), object)
+        yield clips
 
 
-def _examples(videos: MovingMNIST, parts: list[range]) -> Iterator[dict[str, NDArray[Any]]]:
+def _examples(
+    videos: MovingMNIST, parts: list[range], captions: str | None = None
+) -> Iterator[dict[str, NDArray[Any]]]:
     for indices in parts:
         for index in indices:
-            yield videos[index]
+            clip = next(_clips(videos, [index], captions))
+            yield {name: values[0] for name, values in clip.items()}
 
 
-def dataset_card(*splits: MovingMNIST) -> str:
+def dataset_card(*splits: MovingMNIST, captions: str | None = None) -> str:
     """The README.md of a folder of clips: the metadata that `load_dataset` reads, and how the clips were made."""
     licence = "license: cc-by-sa-3.0\n" if all(videos.digits is None for videos in splits) else ""
     files = "".join(f"  - split: {videos.split}\n    path: data/{videos.split}-*.parquet\n" for videos in splits)
     first = splits[0]
     rows = "".join(f"| {v.split} | {len(v)} | {v.seed} | {_digits_used(v)} |\n" for v in splits)
     low, high = first.digit_counts
+    said = "" if captions is None else f"\n`caption`: which digits, where they go ({captions} templates)."
     digits = str(low) if low == high else f"{low} to {high}"
     return f"""---
 {licence}pretty_name: Moving MNIST ({first.variant})
@@ -212,7 +239,7 @@ speed {first.step:g}, drawn by the package `video_diffusion`. Row i is clip i of
 |---|---|---|---|
 {rows}
 Columns: `video` uint8 `[F, H, W]`; `labels` `[D]`, the digits' classes; `positions` `[F, D, 2]`, y and x
-of each digit's top-left corner in pixels. −1: no such digit in this clip.
+of each digit's top-left corner in pixels. −1: no such digit in this clip.{said}
 
 ```python
 from datasets import load_dataset

@@ -229,6 +229,21 @@ def max_words(num_digits: int) -> int:
     return max(len(re.findall(r"\w+|[^\w\s]", text)) for text in said)
 
 
+class Caption(NamedTuple):
+    """
+    What is said of a clip.
+
+    Args:
+        text: the caption.
+        facts: of the digits that it names, in its order.
+        motion: whether it says where they go.
+    """
+
+    text: str
+    facts: tuple[Fact, ...]
+    motion: bool
+
+
 def captions(
     clips: Mapping[str, NDArray[Any]], indices: ArrayLike, seed: int, span: int, templates: str = "train"
 ) -> list[str]:
@@ -248,6 +263,13 @@ def captions(
     Raises:
         ValueError: if `templates` is another, a clip is not as `describe` wants it, or it has no digit.
     """
+    return [caption.text for caption in compose(clips, indices, seed, span, templates)]
+
+
+def compose(
+    clips: Mapping[str, NDArray[Any]], indices: ArrayLike, seed: int, span: int, templates: str = "train"
+) -> list[Caption]:
+    """`captions` with what they say, to hold clips against; arguments and errors are the same."""
     if templates not in TEMPLATES:
         raise ValueError(f"`templates` is {templates!r}; expected one of {', '.join(map(repr, TEMPLATES))}")
     numbers = np.asarray(indices)
@@ -260,9 +282,9 @@ def captions(
     choices = [template for template in TEMPLATES[templates] if moving or not template.motion]
     draws = uniform(clip_keys(stream_key(seed, _STREAM), numbers), np.arange(clips["labels"].shape[1] + 1))
     chosen = integers(draws[:, 0], 0, len(choices) - 1).tolist()
-    shuffled = draws[:, 1:]
     said = []
-    for known, choice, keys in zip(facts, chosen, shuffled.tolist(), strict=True):
-        order = sorted(range(len(known)), key=keys.__getitem__)
-        said.append(choices[choice].say([known[i] for i in order]))
+    for known, choice, keys in zip(facts, chosen, draws[:, 1:].tolist(), strict=True):
+        template, order = choices[choice], sorted(range(len(known)), key=keys.__getitem__)
+        named = tuple(known[i] for i in (order[:1] if template.single else order))
+        said.append(Caption(template.say(named), named, template.motion))
     return said

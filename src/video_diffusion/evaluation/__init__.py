@@ -36,6 +36,7 @@ __all__ = [
     "Source",
     "Workers",
     "evaluate",
+    "library_version",
 ]
 
 LIBRARIES = ("video-diffusion", "torch", "diffusers", "numpy")
@@ -274,12 +275,13 @@ def summarise(parts: Path, run: Run, source: Source, settings: dict[str, Any]) -
         **cost,
         "network_calls": sum(calls.values()) * run.num_videos * run.num_samples if calls else None,
         "seconds": {"clips": seconds[0].item(), "scores": seconds[1].item()},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **{name: library_version(name) for name in LIBRARIES}},
     }
 
 
-def _version(library: str) -> str | None:
+def library_version(library: str) -> str | None:
+    """The installed version; None where it runs from a source tree."""
     try:
         return version(library)
-    except PackageNotFoundError:  # run from a source tree
+    except PackageNotFoundError:
         return None

@@ -134,7 +134,7 @@ class PipelineSource(Source):
                     generator=generators,
                     output_type="pt",
                 )
-                made[length].append(self._to_grey(output.frames))
+                made[length].append(self.to_grey(output.frames))
         return {
             length: rearrange(np.concatenate(parts), "(n s) f h w c -> n s f h w c", s=num_samples)
             for length, parts in made.items()
@@ -149,7 +149,7 @@ class PipelineSource(Source):
         frames = np.stack([to_channels(clip, self.pipeline.pixel_channels) for clip in clips])
         return rearrange(torch.from_numpy(frames).float() / 255, "b f h w c -> b f c h w")
 
-    def _to_grey(self, video: torch.Tensor) -> Clips:
+    def to_grey(self, video: torch.Tensor) -> Clips:
         """`[B, F, C, H, W]` in [0, 1] as uint8 `[B, F, H, W, 1]`."""
         frames = to_uint8(rearrange(video, "b f c h w -> b f h w c").numpy())
         return np.stack([to_channels(clip, 1) for clip in frames])
