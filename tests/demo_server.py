@@ -1,7 +1,9 @@
 """The demo's server for tests: started in this process, and a client of its API."""
 
+import json
 import socket
 import time
+import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,3 +42,40 @@ def connect(port, folder, alive=lambda: True, log=None, seconds=120):
             )
         time.sleep(0.2)
     raise AssertionError(f"no server: {Path(log).read_text()[-2000:] if log else ''}")
+
+
+def call(url, name, *data):
+    """What the server answers to a program: the outputs of a call, or a RuntimeError with its message."""
+    path = f"{url}/gradio_api/call/{name}"
+    posted = request(path, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(f"{path}/{json.loads(posted)['event_id']}", timeout=60) as stream:
+        kind = None
+        for line in stream.read().decode().splitlines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: ") and kind in ("complete", "error"):
+                answer = json.loads(line.removeprefix("data: "))
+                if kind == "error":
+                    raise RuntimeError(answer)
+                return answer
+    raise AssertionError("the stream ended without an answer")
+
+
+def request(url, data=None, headers=None):
+    """The body of an answer; an HTTPError where the server refuses."""
+    asked = urllib.request.Request(url, data, headers or {})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return answer.read()
+
+
+def upload(url, name, data):
+    """Uploads one file under any name, as no browser would; returns the server's path of it."""
+    head = f'--part\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+    body = head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + data + b"\r\n--part--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=part"}
+    return json.loads(request(f"{url}/gradio_api/upload", body, kind))[0]
+
+
+def as_file(path, name="clip.gif"):
+    """A file of the server's as a call names it."""
+    return [{"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}]
