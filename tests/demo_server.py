@@ -20,10 +20,16 @@ def serving(studio):
     """Serves a studio as `video-diffusion demo` does; gives the page's address."""
     from video_diffusion.demo.page import build, launch_options
 
-    page = build(studio)
-    port = free_port()
-    options = {"server_name": "127.0.0.1", "server_port": port, "prevent_thread_lock": True, "quiet": True}
-    page.launch(**options, **launch_options(studio.limits))
+    options = {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
+    for attempt in range(3):
+        page, port = build(studio), free_port()
+        try:
+            page.launch(server_port=port, **options, **launch_options(studio.limits))
+            break
+        except ValueError:  # a busy machine was slow to answer gradio's own look at the page
+            page.close(verbose=False)
+            if attempt == 2:
+                raise
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -209,8 +209,8 @@ def text_tab(studio: Studio) -> None:
             prompt = gr.Textbox(label="Prompt", max_length=studio.limits.characters)
             negative = gr.Textbox(label="Away from", max_length=studio.limits.characters)
             with gr.Row():
-                frames = counter(2, studio.trained, studio.trained, label="Frames")
-                scale = gr.Slider(1, studio.limits.guidance, 3, step=0.5, label="Guidance by the text (1: none)")
+                frames = counter(2, studio.trained, studio.trained, label="Frames", info="of the clip")
+                scale = gr.Slider(1, studio.limits.guidance, 3, step=0.5, label="Text guidance", info="1 is none")
             controls = Controls(studio, guided=False)
             button = gr.Button("Make it", variant="primary")
             rows = {text: [text] for text in ("a 3 and an 8", "a 7 that moves to the right")}
