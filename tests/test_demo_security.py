@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -80,9 +81,13 @@ def test_a_file_that_was_not_uploaded_is_not_read(url, gif, place):
     assert "root:" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1/clip.gif", "http://localhost/clip.gif", "file:///etc/passwd"])
-def test_an_address_within_the_servers_network_is_not_fetched(url, address):
-    with pytest.raises(RuntimeError):
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/clip.gif", "https://example.com/c.gif", "file:///etc/passwd"])
+def test_an_address_is_not_fetched(url, address, monkeypatch):
+    async def fetch(*given, **named):
+        pytest.fail("it was fetched")
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_get", fetch)
+    with pytest.raises(RuntimeError, match="An address is not fetched" if address.startswith("http") else None):
         predict(url, as_file(address))
 
 
@@ -206,3 +211,11 @@ def test_the_command_listens_on_this_machine_only_and_bounds_images_and_uploads(
     assert workers == {1}
     assert main(["demo", "--port", "70000"]) == 2
     assert main(["demo", "--model", str(tmp_path / "nowhere")]) == 2
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("page", "parts"):
+        monkeypatch.delitem(sys.modules, f"video_diffusion.demo.{name}", raising=False)
+    assert main(["demo"]) == 2
+    assert "The demo needs gradio: pip install 'video-diffusion[demo]'" in capsys.readouterr().err

@@ -30,6 +30,19 @@ def refusing(action: Callable[..., T], *given: Any) -> T:
         raise gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False) from error
 
 
+def uploads_only(component: Any) -> Any:
+    """The component, which takes uploads and fetches nothing: gradio would download an address of any size."""
+    move = component.async_move_resource_to_block_cache
+
+    async def move_upload(path: Any) -> Any:
+        if "://" in str(path):
+            raise gr.Error("An address is not fetched: upload the file.", print_exception=False)
+        return await move(path)
+
+    component.async_move_resource_to_block_cache = move_upload
+    return component
+
+
 def counter(low: int, high: int, value: int, **words: Any) -> Any:
     """A slider of whole numbers; where there is only one, it is shown and cannot be changed."""
     if low == high:
@@ -90,7 +103,7 @@ class Frames:
         with gr.Group(visible=sources[0] == DATASET) as dataset:
             self.index = gr.Slider(0, TEST_CLIPS - 1, example, step=1, label="Number of the test clip")
         with gr.Group(visible=False) as upload:
-            self.files = gr.File(file_count="multiple", label=f"Drop {KINDS} here", height=140)
+            self.files = uploads_only(gr.File(file_count="multiple", label=f"Drop {KINDS} here", height=140))
         with gr.Group(visible=False) as drawing:
             self.drawing()
         groups = {DATASET: dataset, UPLOAD: upload, DRAWING: drawing}
@@ -115,6 +128,7 @@ class Frames:
             transforms=(),
             height=380,
         )
+        uploads_only(pad)
         with gr.Row():
             right = gr.Slider(-8, 8, 3, step=1, label="Moves right", info="pixels a frame")
             down = gr.Slider(-8, 8, 1, step=1, label="Moves down", info="pixels a frame")
