@@ -212,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, repo_id = asked.get("type", "model") + "s", f"{asked.get('organization') or self.user}/{asked['name']}"
         if repo_id.split("/")[0] != self.user:
             raise Refusal(403, text="You don't have the rights to create a model under this namespace")
+        if kind == "spaces" and not asked.get("sdk"):
+            raise Refusal(400, text="A Space needs an sdk")
         url = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         if (kind, repo_id) in self.hub.repositories:
             return self.json({"error": "You already created this model repo", "url": url}, 409)

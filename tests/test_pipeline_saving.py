@@ -112,7 +112,7 @@ def test_dtype_is_honoured_and_a_string_refused(folder):
         VideoDiffusionPipeline.from_pretrained(folder, dtype="float16")
 
 
-@pytest.mark.parametrize("option", ["device_map", "quantization_config", "use_flashpack"])
+@pytest.mark.parametrize("option", ["quantization_config", "use_flashpack"])
 def test_loading_options_that_would_be_ignored_are_refused(folder, option):
     with pytest.raises(ValueError, match=rf"`{option}` is 'cpu', expected None"):
         VideoDiffusionPipeline.from_pretrained(folder, **{option: "cpu"})

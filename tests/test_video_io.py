@@ -53,6 +53,14 @@ def test_an_mp4_reads_back_within_its_compression(tmp_path, channels):
     assert np.abs(resize(back, 16, 16).astype(int) - video).mean() < 3
 
 
+@pytest.mark.parametrize("name", ["clip", "clip.gif", "clip.bin"])
+def test_an_mp4_is_read_whatever_it_is_called(tmp_path, name):
+    write_mp4(moving_square(), tmp_path / "clip.mp4", scale=2)
+    expected = read_video(tmp_path / "clip.mp4")
+    (tmp_path / "clip.mp4").rename(tmp_path / name)
+    assert np.array_equal(read_video(tmp_path / name), expected)
+
+
 def test_an_mp4_of_odd_size_keeps_its_frames_and_gains_a_copied_edge(tmp_path):
     write_mp4(moving_square(size=15), tmp_path / "clip.mp4", scale=3)
     back = read_video(tmp_path / "clip.mp4")

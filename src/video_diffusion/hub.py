@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ SIBLINGS = {  # what such a file imports relatively, flat beside it
     "VideoDiffusionPipeline": ("pipeline_input.py", "pipeline_sampling.py", "pipeline_text.py", "windows.py"),
 }
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
-REFUSED = ("device_map", "quantization_config", "use_flashpack")  # options of diffusers that our loading would ignore
+REFUSED = ("quantization_config", "use_flashpack")  # options of diffusers that our loading would ignore
+BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # reading such a file runs what its author put in it
 CARRIED = {  # the folders of an export beside its components, and what of them is carried along
     "evaluation": (".json", ".md", ".png"),
@@ -81,6 +83,7 @@ def load_own_components(folder: Path, options: Mapping[str, Any]) -> dict[str, A
     for name in REFUSED:
         if options.get(name):
             raise ValueError(f"`{name}` is {options[name]!r}, expected None: load first, then `pipeline.to(device)`.")
+    check_device_map(options)
     if not (folder / INDEX).is_file():
         raise OSError(f"{folder} holds no {INDEX}, expected the folder of a saved pipeline.")
     if options.get("use_safetensors") is False:
@@ -114,6 +117,8 @@ def load_model(model_class: Any, folder: Path, options: Mapping[str, Any]) -> An
         dtype = dtype.get(folder.name, dtype.get("default"))
     passed = {key: options[key] for key in ("low_cpu_mem_usage", "disable_mmap") if key in options}
     passed["use_safetensors"] = True
+    if options.get("device_map") not in (None, BALANCED):
+        passed["device_map"] = options["device_map"]
     if variant is not None and any(folder.glob(f"*.{variant}*")):
         passed["variant"] = variant
     check_weights(folder)
@@ -127,7 +132,45 @@ def load_model(model_class: Any, folder: Path, options: Mapping[str, Any]) -> An
                 f"{folder} has {len(report[kind])} {kind} ({next(iter(report[kind]))}, …), expected just the weights "
                 "of its config.json."
             )
+    for weights in model.parameters():  # off the mapped file: its odd addresses change the last bits of a result
+        weights.data = weights.data.clone()
     return model
+
+
+def check_device_map(options: Mapping[str, Any]) -> None:
+    """Refuses a `device_map` that diffusers does not know for pipelines, or that cannot be used here.
+
+    Raises:
+        ValueError: where it is none of "cpu", this machine's accelerator and "balanced", or memory is not to be saved.
+        ImportError: where accelerate, which puts the weights in their places, is missing.
+    """
+    device_map = options.get("device_map")
+    if device_map is None:
+        return
+    from diffusers.pipelines.pipeline_utils import SUPPORTED_DEVICE_MAP
+
+    if device_map not in SUPPORTED_DEVICE_MAP:
+        known = ", ".join(map(repr, dict.fromkeys(SUPPORTED_DEVICE_MAP)))
+        raise ValueError(f"`device_map` is {device_map!r}, expected None or, on this machine, one of {known}.")
+    if options.get("low_cpu_mem_usage") is False:
+        raise ValueError(f"`device_map` is {device_map!r}, expected None with `low_cpu_mem_usage=False`.")
+    if find_spec("accelerate") is None:
+        raise ImportError(f"`device_map` is {device_map!r}, which needs accelerate: pip install accelerate")
+
+
+def spread(pipeline: "VideoDiffusionPipeline", own: Iterable[str]) -> None:
+    """Moves our own models to the devices that `device_map="balanced"` chose, as diffusers did with the others.
+
+    Args:
+        pipeline: as diffusers loaded it; its `hf_device_map` is None on a machine without accelerators.
+        own: the names of the components that `load_own_components` loaded.
+    """
+    if not isinstance(pipeline.hf_device_map, Mapping):
+        return
+    from accelerate import dispatch_model
+
+    for name in set(own) & set(pipeline.hf_device_map):
+        dispatch_model(getattr(pipeline, name), {"": pipeline.hf_device_map[name]}, force_hooks=True)
 
 
 def check_weights(folder: Path) -> None:

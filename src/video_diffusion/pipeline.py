@@ -105,7 +105,7 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         Our own components come from the installed package and not from the files in the folder: no trust flag.
 
         Raises:
-            ValueError: where the weights are broken, or are not those of the folder's config.
+            ValueError: where the weights are broken, or are not those of the folder's config, or an option is refused.
             OSError: where there is no such folder or a file is missing.
         """
         if isinstance(kwargs.get("dtype"), str):
@@ -117,8 +117,10 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
             kwargs.setdefault("use_safetensors", True)  # a repository of pickles is not even downloaded
             folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
         kwargs.setdefault("low_cpu_mem_usage", find_spec("accelerate") is not None)
-        own = import_module(f"{LIBRARY}.hub").load_own_components(folder, kwargs)
+        hub = import_module(f"{LIBRARY}.hub")
+        own = hub.load_own_components(folder, kwargs)
         pipeline = super().from_pretrained(str(folder), **own, **kwargs)
+        hub.spread(pipeline, own)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
 

@@ -19,6 +19,7 @@ WAIT = 1.0  # seconds before the second attempt; doubled before each later one
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 STALE = ("*/*.safetensors", "*/*.safetensors.index*.json", "data/*.parquet")  # ours: removed where no longer written
+PACKAGE = "video_diffusion/"  # in a Space, all below it is ours
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class Destination:
 
     Args:
         repo_id: "owner/name".
-        repo_type: "model" or "dataset".
+        repo_type: "model", "dataset" or "space" (of Gradio).
         private: whether a new repository is private; None: as the owner's settings say.
         token: of the Hub; None: the one of `HF_TOKEN` or `hf auth login`.
         revision: a branch, made where it is missing; None: main.
@@ -53,9 +54,9 @@ class Destination:
         if self.create_pr and self.revision is not None:
             raise ValueError(f"`revision` is {self.revision!r}, expected None: a pull request starts at main.")
 
-    def command(self, verb: str, folder: Path) -> str:
-        """The command line that does the same with `folder`."""
-        words = ["video-diffusion", *verb.split(), str(folder), self.repo_id]
+    def command(self, verb: str, *folder: Path) -> str:
+        """The command line that does the same, with `folder` where there is one."""
+        words = ["video-diffusion", *verb.split(), *map(str, folder), self.repo_id]
         words += ["--private"] * bool(self.private) + ["--create-pr"] * self.create_pr
         return shlex.join([*words, *([] if self.revision is None else ["--revision", self.revision])])
 
@@ -164,7 +165,8 @@ def commit(files: dict[str, Path], destination: Destination) -> "CommitInfo":
     to = destination
     api = HfApi(token=to.token)
     where: dict[str, Any] = {"repo_id": to.repo_id, "repo_type": to.repo_type}
-    url = retry(lambda: api.create_repo(**where, private=to.private, exist_ok=True), "create the repository")
+    kind: dict[str, Any] = {"space_sdk": "gradio"} if to.repo_type == "space" else {}
+    url = retry(lambda: api.create_repo(**where, **kind, private=to.private, exist_ok=True), "create the repository")
     where["repo_id"] = url.repo_id
     if to.revision is not None and not to.revision.startswith("refs/"):
         branch = to.revision
@@ -194,9 +196,16 @@ def _operations(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     there = api.list_repo_files(**where, revision=revision)
-    stale = [n for n in there if n not in files and any(PurePosixPath(n).match(pattern) for pattern in STALE)]
+    stale = [name for name in there if name not in files and _is_ours(name, where["repo_type"])]
     added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
     return [*added, *(CommitOperationDelete(path_in_repo=name) for name in stale)]
+
+
+def _is_ours(name: str, repo_type: str) -> bool:
+    """Whether a file of a repository was put there by a push: an older one, where this push does not write it."""
+    if repo_type == "space":
+        return name.startswith(PACKAGE)
+    return any(PurePosixPath(name).match(pattern) for pattern in STALE)
 
 
 def _pull_requests(api: "HfApi", where: dict[str, Any]) -> set[str]:

@@ -136,7 +136,7 @@ def _read_image(path: Path) -> Clip:
 
 def _read_ffmpeg(path: Path) -> Clip:
     try:
-        video = iio.imread(path, plugin="FFMPEG")
+        video = iio.imread(path, plugin="FFMPEG", extension=".mp4")  # whatever the name: ffmpeg looks at the content
     except ImportError as error:
         raise ImportError(f"{path} needs ffmpeg: pip install imageio-ffmpeg") from error
     except (OSError, RuntimeError, IndexError, ValueError, StopIteration) as error:

@@ -1,0 +1,48 @@
+"""`video-diffusion demo | space push`: the demo in the browser, on this machine or as a Space on the Hub."""
+
+import argparse
+from typing import Any
+
+from video_diffusion.commands.hub import LOGIN, add_destination, destination
+
+
+def register(subparsers: Any) -> None:
+    """Adds the two subcommands."""
+    demo = subparsers.add_parser(
+        "demo",
+        help="open the demo in the browser",
+        description="Serves a page that makes clips, on the CPU: generate, predict, interpolate, long video, text.",
+    )
+    demo.add_argument("--model", default="moving-mnist", help="embedded, folder or Hub id (default: %(default)s)")
+    demo.add_argument("--host", help="address to listen at; 0.0.0.0 is all (default: this machine only)")
+    demo.add_argument("--port", type=int, help="default: the first free one from 7860")
+    demo.set_defaults(run=run_demo)
+
+    space = subparsers.add_parser("space", help="publish the demo on the Hub")
+    actions = space.add_subparsers(required=True, metavar="action")
+    push = actions.add_parser(
+        "push",
+        help="publish it as a Space",
+        description=f"Publishes the demo in one commit: page, package and model. {LOGIN}",
+    )
+    add_destination(push)
+    push.add_argument("--model", default="moving-mnist", help="embedded model or folder (default: %(default)s)")
+    push.set_defaults(run=run_push)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Serves the demo until it is stopped."""
+    if args.port is not None and not 0 < args.port < 2**16:
+        raise ValueError(f"`--port` is {args.port}, expected 1 to {2**16 - 1}.")
+    try:
+        from video_diffusion.demo.page import serve
+    except ImportError as error:
+        raise ImportError(f"The demo needs gradio: pip install 'video-diffusion[demo]' ({error}).") from error
+    serve(args.model, args.host, args.port)
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """Publishes the demo and prints where it is."""
+    from video_diffusion.spaces import push_space
+
+    print(f"Published: {push_space(args.repo_id, model=args.model, **destination(args))}")
