@@ -57,7 +57,8 @@ class Mixture:
 
     def quantiles(self, number: int) -> Tensor:
         """The quantiles of (i + ½)/n, `[n]`, ascending."""
-        grid = torch.linspace(-1.1, 1.1, 2**20, dtype=double)
+        low, high = (self.mean - 8 * self.std).min(), (self.mean + 8 * self.std).max()
+        grid = torch.linspace(low.item(), high.item(), 2**20, dtype=double)
         below = torch.zeros_like(grid)
         for weight, mean, std in zip(self.weight, self.mean, self.std, strict=True):
             below += weight * torch.special.ndtr((grid - mean) / std)
