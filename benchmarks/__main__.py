@@ -70,6 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser)
     parts = "".join(f"\n  {name}: {what}" for name, what in PARTS.items())
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="NAME", help="of: " + parts)
+    parser.add_argument("--note", help="to stand below the table, such as what else the machine did")
     parser.add_argument("--out", type=Path, help="the JSON (default: results/<device>.json; quick: none)")
     return parser.parse_args(argv)
 
@@ -86,6 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         kept = json.loads(out.read_text(encoding="utf-8"))
         if kept["machine"] == report["machine"]:  # figures of another machine are not mixed with these
             report["parts"] = kept["parts"]
+    if args.note:
+        report["notes"] = [args.note]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `finally` that ends a part
     begin, failed = time.perf_counter(), False
     for name in names:
         left = QUICK_LIMIT - (time.perf_counter() - begin) if options.quick else None

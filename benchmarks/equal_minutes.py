@@ -24,7 +24,7 @@ from video_diffusion.data import MovingMNIST
 from video_diffusion.objective import diffusion_loss, draw
 
 SECONDS, LEARNING_RATE, WARM_UP = 60.0, 8e-4, 0.1
-FRAMES, HELD_OUT, AT_ONCE = 10, 16, 4
+FRAMES, HELD_OUT, AT_ONCE = 10, 8, 4
 GENERATION = (1.0, 0.0, 0.0, 0.0)
 
 

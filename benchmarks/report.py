@@ -163,12 +163,11 @@ def machine_line(report: Mapping[str, Any]) -> str:
 
 def notes_of(report: Mapping[str, Any]) -> Iterator[str]:
     """What is to be said: parts left out, and what parts noted."""
-    seen = set()
+    notes = list(report.get("notes", []))
     for name, part in report["parts"].items():
-        for note in [*part.get("notes", []), *([f"{name}: left out, {part['error']}"] if "error" in part else [])]:
-            if note not in seen:
-                seen.add(note)
-                yield note
+        notes += part.get("notes", [])
+        notes += [f"{name}: left out, {part['error']}"] if "error" in part else []
+    yield from dict.fromkeys(notes)  # each once
 
 
 def table(report: Mapping[str, Any]) -> str:
