@@ -30,7 +30,7 @@ def bars_of(report: Mapping[str, Any]) -> list[Bar]:
     device, bars = "cuda" if "gpu" in report["machine"] else "cpu", []
     for row in report["parts"].get("denoiser", {}).get("rows", []):
         kind = "training step" if row["kind"] == "training_step" else "forward"
-        size = f"{row['batch_size']} x {row['num_frames']} x {row['image_size']}²"
+        size = f"{row['batch_size']} x {row['num_frames']} x {row['image_size']}x{row['image_size']}"
         for peer, ratio in row["ratios"].items():
             goal = TRAINING_GOAL[device][peer] if row["kind"] == "training_step" else None
             bars.append((f"{kind}, {size}, vs {peer}", ratio, goal))
@@ -63,10 +63,11 @@ def draw_bars(draw: ImageDraw.ImageDraw, top: float, bars: list[Bar]) -> float:
         end = LABELS + max(room * math.log(max(ratio, 1)) / longest, 1)
         box = [LABELS * SCALE, (y + 4) * SCALE, end * SCALE, (y + ROW - 4) * SCALE]
         draw.rectangle(box, fill=OURS)
-        text(draw, (end + 8, y + ROW / 2), f"{ratio:.3g}")
         if goal is not None:
             x = LABELS + room * math.log(goal) / longest
             line(draw, [(x, y + 1), (x, y + ROW - 1)], GOAL_COLOUR, 2)
+            end = max(end, x)
+        text(draw, (end + 8, y + ROW / 2), f"{ratio:.3g}")
         y += ROW
     return y + 12
 
@@ -103,7 +104,7 @@ def draw_errors(draw: ImageDraw.ImageDraw, top: float, part: Mapping[str, Any]) 
         line(draw, [place(n, curve[n]) for n in sorted(curve)], LINES[name], 2)
         y = high + 18 * i
         line(draw, [(right + 14, y), (right + 34, y)], LINES[name], 2)
-        text(draw, (right + 42, y), name.replace("γ=", "γ = "), size=11)
+        text(draw, (right + 42, y), name.replace("γ=", "gamma "), size=11)
 
 
 def write_plot(report: Mapping[str, Any], path: Path) -> None:

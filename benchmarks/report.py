@@ -4,6 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 PEERS = {"diffusers": "diffusers' `UNet3DConditionModel`", "lucidrains": "lucidrains' `Unet3D`"}
+INTRODUCTION = (
+    "Denoisers at equal parameters, ours, " + " and ".join(PEERS.values()) + "; "
+    "a shape is clips × frames × pixels. Figures are medians."
+)
 TRAINING_GOAL = {"cpu": {"diffusers": 15.0, "lucidrains": 30.0}, "cuda": {"diffusers": 5.0, "lucidrains": 5.0}}
 GENERATOR_GOAL, CALLS_GOAL = 20.0, 20
 
@@ -34,44 +38,50 @@ def shape(row: Mapping[str, Any]) -> str:
     return f"{row['batch_size']} × {row['num_frames']} × {size}×{size}"
 
 
+def peers_of(values: Mapping[str, Any]) -> list[str]:
+    """The peers among the models of a measurement."""
+    return [name for name in PEERS if name in values]
+
+
+def against(what: str, values: Mapping[str, float], goal: str = "–") -> Row:
+    """A row of one value for each model: peers side by side, and the ratio of ours to each."""
+    names = peers_of(values)
+    whom = " / ".join(names)
+    ratios = " / ".join(times(values["ours"] / values[name]) for name in names)
+    theirs = " / ".join(number(values[name]) for name in names)
+    return Row(f"{what}, against {whom}", number(values["ours"]), theirs, ratios, goal)
+
+
 def denoiser(part: Mapping[str, Any], device: str) -> Iterator[Row]:
     """Clips a second, growth, FLOPs and memory."""
     for row in part["rows"]:
-        training = row["kind"] == "training_step"
-        goals = TRAINING_GOAL[device] if training else {}
-        for peer, ratio in row["ratios"].items():
-            ours, theirs = (row["clips_per_second"][name]["median"] for name in ("ours", peer))
-            what = f"{'training step' if training else 'forward'}, {shape(row)}, clips/s, against {PEERS[peer]}"
-            goal = f"≥ {goals[peer]:g}×" if peer in goals else "–"
-            yield Row(what, number(ours), number(theirs), times(ratio), goal)
+        rates = {name: rate["median"] for name, rate in row["clips_per_second"].items()}
+        kind, goal = "forward", "–"
+        if row["kind"] == "training_step":
+            goals = [f"≥ {TRAINING_GOAL[device][name]:g}×" for name in peers_of(rates)]
+            kind, goal = "training step", " / ".join(goals)
+        yield against(f"{kind}, {shape(row)}, clips/s", rates, goal)
     for axis, label in (("frames", "frames, 64×64"), ("pixels", "pixels of a frame, 10 frames")):
-        for peer, theirs in ((name, value) for name, value in part.get("exponents", {}).get(axis, {}).items()):
-            if peer != "ours":
-                what = f"exponent of a forward pass's cost in {label}, against {PEERS[peer]}"
-                ours = part["exponents"][axis]["ours"]
-                yield Row(what, number(ours), number(theirs), times(ours / theirs))
-    for peer in (name for name in part.get("flops", {}) if name != "ours"):
-        ours, theirs = part["flops"]["ours"], part["flops"][peer]
-        what = f"forward, 1 × 10 × 64×64, GFLOP, against {PEERS[peer]}"
-        yield Row(what, number(ours / 1e9), number(theirs / 1e9), times(ours / theirs))
-    for peer in (name for name in part.get("memory", {}) if name != "ours"):
-        ours, theirs = (part["memory"][name]["added_mb"] for name in ("ours", peer))
-        what = f"memory of a training step, 1 × 10 × 64×64, MB, against {PEERS[peer]}"
-        yield Row(what, number(ours), number(theirs), times(ours / theirs))
+        if "exponents" in part:
+            yield against(f"forward: exponent of its cost in {label}", part["exponents"][axis])
+    if "flops" in part:
+        yield against("forward, 1 × 10 × 64×64, GFLOP", {name: n / 1e9 for name, n in part["flops"].items()})
+    if "memory" in part:
+        added = {name: found["added_mb"] for name, found in part["memory"].items()}
+        yield against("training step, 1 × 10 × 64×64, MB it adds", added)
 
 
 def equal_minutes(part: Mapping[str, Any], device: str) -> Iterator[Row]:
     """Validation v-loss."""
-    ours = part["models"]["ours"]
-    for peer in (name for name in part["models"] if name != "ours"):
-        theirs = part["models"][peer]
-        what = f"v-loss after {part['seconds'] / 60:g} min of training each, against {PEERS[peer]}"
-        cells = (f"{number(found['v_loss'])} ({found['steps']} steps)" for found in (ours, theirs))
-        yield Row(what, *cells, times(ours["v_loss"] / theirs["v_loss"]), "< 1×")
+    steps = " / ".join(str(part["models"][name]["steps"]) for name in ("ours", *peers_of(part["models"])))
+    losses = {name: found["v_loss"] for name, found in part["models"].items()}
+    zero = number(part["predicting_zero"])
+    what = f"held-out v-loss after {part['seconds'] / 60:g} min of training each ({steps} steps; zero scores {zero})"
+    yield against(what, losses, "< 1×")
 
 
 def sampling(part: Mapping[str, Any], device: str) -> Iterator[Row]:
-    """Calls for the quality of 1000, and the error at 20."""
+    """Calls for the quality of 1000, and the error of 20."""
     for name, calls in part["calls"].items():
         if name.startswith("ancestral"):
             continue
@@ -80,24 +90,30 @@ def sampling(part: Mapping[str, Any], device: str) -> Iterator[Row]:
         ratio = "–" if calls is None else times(calls / 1000)
         what = f"{name}: calls to an error within 5 % of the 1000-step ancestral sampler's"
         yield Row(what, shown, "1000", ratio, f"≤ {CALLS_GOAL} calls")
-    for name in ("DDIM", "DPM++ 2M", "UniPC"):
-        error, reference = part["errors"][name]["20"], part["reference_error"]
-        what = f"{name}: error after 20 calls, of the data's standard deviation, against 1000 ancestral steps"
-        yield Row(what, f"{100 * error:.2g} %", f"{100 * reference:.2g} %", times(error / reference))
+    solvers, reference = ("DDIM", "DPM++ 2M", "UniPC"), part["reference_error"]
+    errors = [part["errors"][name]["20"] for name in solvers]
+    yield Row(
+        f"{' / '.join(solvers)}: error after 20 calls, % of the data's deviation, against 1000 ancestral steps",
+        " / ".join(f"{100 * error:.2g}" for error in errors),
+        f"{100 * reference:.2g}",
+        " / ".join(times(error / reference) for error in errors),
+    )
 
 
 def data_generators(part: Mapping[str, Any], device: str) -> Iterator[Row]:
     """Clips a second."""
     for row in part["rows"]:
         clip = row["microseconds_per_clip"]
-        for ours, with_what in (("ours", "with numba" if part["numba"] else "NumPy"), ("ours_numpy", "NumPy alone")):
-            if ours not in clip:
-                continue
-            what = f"{row['variant']} Moving MNIST, batch {row['batch_size']}, {with_what}, clips/s, against the"
-            ratio = times(row["ratios"][f"published / {ours}"])
-            goal = f"≥ {GENERATOR_GOAL:g}×"
-            cells = (number(1e6 / clip[ours]), number(1e6 / clip["published"]))
-            yield Row(f"{what} published loop", *cells, ratio, goal)
+        ways = [name for name in ("ours", "ours_numpy") if name in clip]
+        with_what = "with numba / NumPy alone" if part["numba"] else "NumPy alone"
+        yield Row(
+            f"{row['variant']} clips of {part['num_frames']} frames, batch {row['batch_size']}, {with_what}, "
+            "clips/s, against the published loop",
+            " / ".join(number(1e6 / clip[name]) for name in ways),
+            number(1e6 / clip["published"]),
+            " / ".join(times(row["ratios"][f"published / {name}"]) for name in ways),
+            f"≥ {GENERATOR_GOAL:g}×",
+        )
 
 
 def loading(part: Mapping[str, Any], device: str) -> Iterator[Row]:
@@ -172,7 +188,7 @@ def notes_of(report: Mapping[str, Any]) -> Iterator[str]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The Markdown table with the machine above it and the notes below."""
-    lines = [machine_line(report) + ".", "", "| what | ours | theirs | ours : theirs | goal |"]
+    lines = [f"{INTRODUCTION} {machine_line(report)}.", "", "| what | ours | theirs | ours : theirs | goal |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |", *("| " + " | ".join(row) + " |" for row in rows_of(report))]
     notes = [f"* {note[0].upper()}{note[1:]}." for note in notes_of(report)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
