@@ -51,7 +51,7 @@ def run_part(name: str, options: Options, limit: float | None) -> dict[str, Any]
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         return {"error": (stderr.strip().splitlines() or ["it ended without a word"])[-1]}
-    took = {"seconds": time.perf_counter() - begin, "processor_seconds": processor_seconds() - cpu}
+    took = {"wall_seconds": time.perf_counter() - begin, "processor_seconds": processor_seconds() - cpu}
     return json.loads(stdout.splitlines()[-1]) | {key: round(value, 1) for key, value in took.items()}
 
 
