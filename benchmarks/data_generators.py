@@ -1,8 +1,7 @@
 """
-Times the vectorised Moving MNIST generator against the per-clip loops that papers publish, on one thread.
+Times the Moving MNIST generator against the per-clip loops that papers publish, on one thread.
 
-    python -m benchmarks.data_generators            # a table, and benchmarks/results/data_generators.json
-    python -m benchmarks.data_generators --repeats 5 --batch_sizes 8 64
+    python -m benchmarks.data_generators [--quick]
 
 All loops are our own writing of what OpenSTL (classic) and SVG / MCVD (stochastic) do for each clip: Python loops over
 digits and frames that paste one digit at a time into a float32 clip.
@@ -11,22 +10,20 @@ digits and frames that paste one digit at a time into a float32 clip.
   in two halves), collate. The stochastic one resizes and scales a digit at every draw, and turns it to
   numpy at every frame.
 * `bare_loop`: only the loop, tidied: digits prepared beforehand, pasted in place, nothing scaled, nothing collated.
-* `ours`: `MovingMNIST.batch`, uint8 as our training takes it; `ours_float32`: the same, then float32 in [0, 1].
+* `ours`: `MovingMNIST.batch`, uint8 as our training takes it; `ours_float32`: the same, then float32 in [0, 1];
+  `ours_numpy`: the same as `ours` without numba.
 
-Runs are interleaved; the figures are medians of the thread's processor time, so other programs on the machine count
-little.
+Each figure is the median over interleaved repetitions of some batches in a row, in the thread's processor time: in a
+row, because a training draws with one generator, in the memory that its last batch left.
 """
 
-import argparse
-import json
+import itertools
 import math
-import os
-import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,10 +32,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from video_diffusion.data import MovingMNIST, load_digits, resize_images
+from benchmarks.measure import Options, interleaved, part_main, rounded
+from video_diffusion.data import load_digits, moving_mnist, resize_images
 
-RESULTS = Path(__file__).parent / "results" / "data_generators.json"
-IMAGE_SIZE, NUM_DIGITS = 64, 2
+IMAGE_SIZE, NUM_DIGITS, NUM_FRAMES = 64, 2, 20
 Clip = NDArray[np.float32]
 
 
@@ -115,24 +112,28 @@ def stochastic_item(images: NDArray[np.uint8], num_frames: int) -> tuple[torch.T
     return (torch.from_numpy(stochastic_clip(partial(transformed_digit, images), num_frames)),)
 
 
-def interleaved(runs: dict[str, Callable[[int], object]], repeats: int) -> dict[str, float]:
-    """Median processor seconds of each run, all timed once in each repetition. A run gets the repetition's number."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.thread_time()
-            run(repeat)
-            seconds[name].append(time.thread_time() - begin)
-    return {name: median(values[1:]) for name, values in seconds.items()}  # the first repetition warms up
+@contextmanager
+def numpy_only() -> Iterator[None]:
+    """Leaves numba out."""
+    kernels, moving_mnist.compiled_kernels = moving_mnist.compiled_kernels, lambda: None
+    try:
+        yield
+    finally:
+        moving_mnist.compiled_kernels = kernels
 
 
-def build_runs(variant: str, batch_size: int, num_frames: int) -> dict[str, Callable[[int], object]]:
+def build_runs(variant: str, batch_size: int, num_frames: int) -> dict[str, Callable[[], object]]:
     """The ways to draw a batch."""
     images = load_digits("test").images
-    dataset = MovingMNIST(variant=variant, num_frames=num_frames, split="test")
+    dataset = moving_mnist.MovingMNIST(variant=variant, num_frames=num_frames, split="test")
+    first = itertools.count(step=batch_size)
 
-    def ours(repeat: int) -> NDArray[np.uint8]:
-        return dataset.batch(range(repeat * batch_size, (repeat + 1) * batch_size))
+    def ours() -> NDArray[np.uint8]:
+        return dataset.batch(np.arange(batch_size) + next(first))
+
+    def ours_numpy() -> NDArray[np.uint8]:
+        with numpy_only():
+            return ours()
 
     if variant == "classic":
         bare: Callable[[], Clip] = partial(classic_clip, images, num_frames)
@@ -141,53 +142,38 @@ def build_runs(variant: str, batch_size: int, num_frames: int) -> dict[str, Call
         prepared = resize_images(images, 32).astype(np.float32) / 255
         bare = partial(stochastic_clip, lambda: prepared[np.random.randint(len(prepared))], num_frames)
         item = partial(stochastic_item, images, num_frames)
-    return {
+    runs: dict[str, Callable[[], object]] = {
         "ours": ours,
-        "ours_float32": lambda repeat: torch.from_numpy(ours(repeat)).to(torch.float32).div_(255),
-        "bare_loop": lambda _: [bare() for _ in range(batch_size)],
-        "published": lambda _: [torch.stack(part) for part in zip(*(item() for _ in range(batch_size)), strict=True)],
+        "ours_float32": lambda: torch.from_numpy(ours()).to(torch.float32).div_(255),
+        "bare_loop": lambda: [bare() for _ in range(batch_size)],
+        "published": lambda: [torch.stack(part) for part in zip(*(item() for _ in range(batch_size)), strict=True)],
     }
+    return runs if moving_mnist.compiled_kernels() is None else {**runs, "ours_numpy": ours_numpy}
 
 
-def main() -> None:
-    """Runs the comparison, prints the table and writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--num_frames", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+def run(options: Options) -> dict[str, Any]:
+    """Microseconds a clip of each way, and how many times more the loops take than ours."""
     random.seed(0)
     np.random.seed(0)
-    torch.set_num_threads(1)
     rows = []
-    print("microseconds per clip | published / ours, / ours_float32 | bare_loop / ours")
     for variant in ("classic", "stochastic"):
-        for batch_size in args.batch_sizes:
-            runs = build_runs(variant, batch_size, args.num_frames)
-            clip = {k: 1e6 * v / batch_size for k, v in interleaved(runs, args.repeats).items()}
+        for batch_size in (64,) if options.quick else (8, 64, 256):
+            runs = build_runs(variant, batch_size, NUM_FRAMES)
+            seconds = interleaved(runs, options.repeats, time.thread_time, calls=max(512 // batch_size, 2))
+            clip = {name: 1e6 * median(values) / batch_size for name, values in seconds.items()}
             ratios = {
-                f"published / {name}": clip["published"] / clip[name] for name in clip if name.startswith("ours")
+                f"{theirs} / {name}": rounded(clip[theirs] / clip[name], 3)
+                for theirs in ("published", "bare_loop")
+                for name in clip
+                if name.startswith("ours")
             }
-            ratios["bare_loop / ours"] = clip["bare_loop"] / clip["ours"]
-            columns = "".join(f" {name} {value:6.1f}" for name, value in clip.items())
-            print(f"{variant:10} batch {batch_size:3}{columns} | " + "  ".join(f"{r:.1f}×" for r in ratios.values()))
+            clip = {name: rounded(value) for name, value in clip.items()}
             rows.append(
-                {
-                    "variant": variant,
-                    "batch_size": batch_size,
-                    "microseconds_per_clip": {k: round(v, 2) for k, v in clip.items()},
-                    "ratios": {k: round(v, 2) for k, v in ratios.items()},
-                }
+                {"variant": variant, "batch_size": batch_size, "microseconds_per_clip": clip, "ratios": ratios}
             )
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    settings = {"num_frames": args.num_frames, "image_size": IMAGE_SIZE, "num_digits": NUM_DIGITS, "threads": 1}
-    versions = {"numpy": np.__version__, "torch": torch.__version__}
-    report = {"command": "python -m benchmarks.data_generators", "repeats": args.repeats, **settings, **machine}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({**report, **versions, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
-    print(f"wrote {args.out}")
+    numba = moving_mnist.compiled_kernels() is not None
+    return {"num_frames": NUM_FRAMES, "image_size": IMAGE_SIZE, "num_digits": NUM_DIGITS, "numba": numba, "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    part_main(run, __doc__)

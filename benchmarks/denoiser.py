@@ -1,147 +1,159 @@
 """
-Times our denoiser against diffusers' `UNet3DConditionModel` at equal parameters: forward and training step.
+Times and sizes of three denoisers at equal parameters (see `benchmarks.peers`): what a pass costs and how that grows.
 
-    python -m benchmarks.denoiser                # prints the figures, writes benchmarks/results/denoiser.json
-    python -m benchmarks.denoiser --layout default --out benchmarks/results/denoiser_default_layout.json
+    python -m benchmarks.denoiser [--quick]
 
-Both see clips of one channel, 64×64 pixels and 10 frames, in float32. Ours is the network of the `tiny-cpu` preset,
-without mask channels. Theirs has three levels too, narrow at full resolution, which is where its time goes. Of its two
-layouts `lean` attends at 16×16 only, the finest at which ours does; `default` is the class's own pattern, attention at
-all levels but the coarsest, 64×64 included, and much slower. The class insists on text, so it gets one zero token. A
-training step is forward, backward and AdamW. Runs are interleaved; figures are
-medians, beside the fastest and the slowest repetition. Other work on the machine shows in them: use few threads and
-compare the ratio.
+`forward` is a pass without gradient; `training_step` is forward, backward and (fused) AdamW. Both in float32 on noise.
+Ratios are of clips per second, ours over theirs. `exponents` are p of seconds ∝ frames^p at 64×64 and of seconds ∝
+pixels^p at 10 frames, forward. `flops` counts the matrix products and convolutions of one forward pass of one clip,
+two for each multiplication and addition. `memory` is what one training step adds to the resident memory of a process
+that holds the model and AdamW's state.
 """
 
 import argparse
 import json
-import os
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+from typing import Any
 
-import diffusers
 import torch
-from diffusers import UNet3DConditionModel
-from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from video_diffusion import VideoUNet3DConditionModel
+from benchmarks.measure import (
+    Options,
+    add_options,
+    clock,
+    exponent,
+    in_process,
+    interleaved,
+    options_of,
+    part_main,
+    peak_mb,
+    rounded,
+    spread,
+    words_of,
+)
+from benchmarks.peers import Denoiser, available, clips, make, parameters
 
-RESULTS = Path(__file__).parent / "results" / "denoiser.json"
-FRAMES, SIZE, TEXT_WIDTH = 10, 64, 32
-LAYOUTS = {
-    "lean": (("DownBlock3D", "DownBlock3D", "CrossAttnDownBlock3D"), (32, 128, 128)),
-    "default": (("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"), (32, 96, 160)),
-}
+Case = tuple[str, int, int, int]  # kind, clips, frames, pixels of a side
+FORWARD: list[Case] = [
+    ("forward", 1, 5, 64),
+    ("forward", 1, 10, 64),
+    ("forward", 1, 20, 64),
+    ("forward", 1, 10, 32),
+    ("forward", 1, 10, 48),
+]
+TRAINING: list[Case] = [("training_step", 2, 10, 64), ("training_step", 4, 10, 32)]
+QUICK: list[Case] = [("forward", 2, 5, 32), ("training_step", 2, 5, 32)]
+MEMORY = (1, 10, 64)
 
 
-def make_ours() -> VideoUNet3DConditionModel:
-    return VideoUNet3DConditionModel(in_channels=1, patch_size=4, block_out_channels=(64, 128, 256))
-
-
-def make_theirs(layout: str) -> UNet3DConditionModel:
-    blocks, widths = LAYOUTS[layout]
-    return UNet3DConditionModel(
-        sample_size=SIZE,
-        in_channels=1,
-        out_channels=1,
-        down_block_types=blocks,
-        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(blocks)),
-        block_out_channels=widths,
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,  # a head count, in this class
-    )
-
-
-def build_runs(model: nn.Module, batch_size: int, text: Tensor | None) -> dict[str, Callable[[], None]]:
-    """One forward pass and one training step of a model on fixed clips."""
-    clips = torch.randn(batch_size, 1, FRAMES, SIZE, SIZE)
-    timesteps = torch.linspace(1, 1000, batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+def build_run(model: Denoiser, optimizer: torch.optim.Optimizer, case: Case, device: str) -> Callable[[], None]:
+    """One forward pass or one training step of a model on fixed clips."""
+    kind, *shape = case
+    sample, timestep = clips(*shape, device)
 
     @torch.no_grad()
     def forward() -> None:
-        model(clips, timesteps, text)
+        model(sample, timestep)
 
     def training_step() -> None:
-        (model(clips, timesteps, text).sample - clips).square().mean().backward()
+        (model(sample, timestep).sample - sample).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"forward": forward, "training_step": training_step}
+    return {"forward": forward, "training_step": training_step}[kind]
 
 
-def interleaved(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each repetition, after one that warms up; in each repetition every run is timed once."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: values[1:] for name, values in seconds.items()}
+def throughput(models: dict[str, Denoiser], cases: list[Case], options: Options) -> list[dict[str, Any]]:
+    """Clips per second of each model in each case, and the ratios of ours to the others."""
+    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for name, model in models.items()}
+    for name, model in models.items():  # once for all cases: libraries set themselves up, AdamW makes its state
+        build_run(model, optimizers[name], ("training_step", 1, 2, 32), options.device)()
+    rows = []
+    for case in cases:
+        kind, batch, frames, size = case
+        runs = {name: build_run(model, optimizers[name], case, options.device) for name, model in models.items()}
+        seconds = interleaved(runs, options.repeats, clock(options), warm_up=options.quick)
+        rates = {name: spread([batch / value for value in values]) for name, values in seconds.items()}
+        row = {"kind": kind, "batch_size": batch, "num_frames": frames, "image_size": size, "clips_per_second": rates}
+        row["ratios"] = {
+            name: rounded(rates["ours"]["median"] / rate["median"], 3)
+            for name, rate in rates.items()
+            if name != "ours"
+        }
+        rows.append(row)
+    return rows
+
+
+def exponents(rows: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, float]]:
+    """How the seconds of a forward pass of one clip grow with frames and with pixels."""
+    passes = [row for row in rows if (row["kind"], row["batch_size"]) == ("forward", 1)]
+    found: dict[str, dict[str, float]] = {"frames": {}, "pixels": {}}
+    for name in names:
+        for axis, chosen in (
+            ("frames", [(row["num_frames"], row) for row in passes if row["image_size"] == 64]),
+            ("pixels", [(row["image_size"] ** 2, row) for row in passes if row["num_frames"] == 10]),
+        ):
+            costs = [1 / row["clips_per_second"][name]["median"] for _, row in chosen]
+            found[axis][name] = exponent([size for size, _ in chosen], costs)
+    return found
+
+
+@torch.no_grad()
+def flops(model: Denoiser, frames: int, size: int, device: str) -> int:
+    """Of one forward pass of one clip."""
+    with FlopCounterMode(display=False) as counter:
+        model(*clips(1, frames, size, device))
+    return counter.get_total_flops()
+
+
+def memory(name: str, options: Options) -> dict[str, float]:
+    """MB that a training step adds in this process, once a small one has set up the libraries and AdamW's state."""
+    model = make(name).to(options.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    build_run(model, optimizer, ("training_step", 1, 2, 32), options.device)()
+    run = build_run(model, optimizer, ("training_step", *MEMORY), options.device)
+    if options.device == "cuda":
+        loaded = torch.cuda.memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        loaded = peak_mb()
+        run()
+        peak = peak_mb()
+    return {"loaded_mb": rounded(loaded), "peak_mb": rounded(peak), "added_mb": rounded(peak - loaded)}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """All of it."""
+    names, notes = available()
+    models = {name: make(name).to(options.device) for name in names}
+    sizes = {name: parameters(model) for name, model in models.items()}
+    if max(sizes.values()) / min(sizes.values()) > 1.1:
+        raise ValueError(f"the models have {sizes} parameters, expected equal numbers to 10 %.")
+    report: dict[str, Any] = {"parameters": sizes, "notes": notes}
+    if options.quick:
+        return report | {"rows": throughput(models, QUICK, options)}
+    report["flops"] = {name: flops(model, 10, 64, options.device) for name, model in models.items()}
+    report["rows"] = throughput(models, FORWARD + TRAINING, options)
+    report["exponents"] = exponents(report["rows"], names)
+    report["memory"] = {
+        name: in_process("benchmarks.denoiser", "--memory", name, *words_of(options)) for name in names
+    }
+    return report
 
 
 def main() -> None:
-    """Runs the comparison, prints it and writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--layout", choices=list(LAYOUTS), default="lean")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    models: dict[str, nn.Module] = {"ours": make_ours(), "diffusers": make_theirs(args.layout)}
-    texts = {"ours": None, "diffusers": torch.zeros(args.batch_size, 1, TEXT_WIDTH)}
-    parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    if abs(parameters["ours"] / parameters["diffusers"] - 1) > 0.1:
-        raise ValueError(f"the models have {parameters} parameters, expected equal numbers to 10 %.")
-    print("parameters: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()))
-
-    runs = {
-        f"{name} {kind}": run
-        for name, model in models.items()
-        for kind, run in build_runs(model, args.batch_size, texts[name]).items()
-    }
-    rates = {
-        name: sorted(args.batch_size / value for value in values)
-        for name, values in interleaved(runs, args.repeats).items()
-    }
-    for name, values in rates.items():
-        print(f"{name:24} {median(values):8.3f} clips/s  ({values[0]:.3f} to {values[-1]:.3f})")
-    ratios = {
-        kind: median(rates[f"ours {kind}"]) / median(rates[f"diffusers {kind}"])
-        for kind in ("forward", "training_step")
-    }
-    print("ours / diffusers: " + ", ".join(f"{kind} {ratio:.1f}×" for kind, ratio in ratios.items()))
-    report = {
-        "command": f"python -m benchmarks.denoiser --layout {args.layout}",
-        "batch_size": args.batch_size,
-        "repeats": args.repeats,
-        "threads": args.threads,
-        "num_frames": FRAMES,
-        "image_size": SIZE,
-        "parameters": parameters,
-        "clips_per_second": {name: round(median(values), 4) for name, values in rates.items()},
-        "clips_per_second_range": {
-            name: [round(values[0], 4), round(values[-1], 4)] for name, values in rates.items()
-        },
-        "ratios": {kind: round(ratio, 2) for kind, ratio in ratios.items()},
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--memory", help="the peak of this one, in this process")
+    add_options(parser)
+    args, _ = parser.parse_known_args()
+    if args.memory is None:
+        part_main(run, __doc__)
+    else:
+        torch.set_num_threads(args.threads)
+        print(json.dumps(memory(args.memory, options_of(args))))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,34 @@
 """
 Memory and time of long videos: one clip of 20, 100 and 500 frames by each window scheme, with and without guidance.
 
-    python -m benchmarks.long_video      # prints the figures, writes benchmarks/results/long_video.json
+    python -m benchmarks.long_video [--quick]
 
 The network is small and untrained (64×64 pixels, trained length 10): what is measured is how the cost of the windows
-grows with the length, not the quality. Each figure comes from a process of its own. `peak_mb` is the highest resident
-memory of the process, `added_mb` what the call added to that of the loaded pipeline, `video_mb` the size of the video
-that comes back, float32. It is held twice, as latents and as pixels, and grows with the length of necessity. Other
-work on the machine shows in the seconds.
+grows with the length, not the quality. Each figure comes from a process of its own. `peak_mb` is the highest memory of
+the process (on a GPU: of torch on it), `added_mb` what the call added to that of the loaded pipeline, `video_mb` the
+size of the video that comes back, float32. It is held twice, as latents and as pixels, and grows with the length of
+necessity.
 """
 
 import argparse
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "long_video.json"
+from benchmarks.measure import Options, add_options, clock, in_process, options_of, part_main, peak_mb, words_of
+
 LENGTHS = (20, 100, 500)
 TRAINED, SIZE, STEPS = 10, 64, 2
 CASES = (("autoregressive", None), ("hierarchy-2", None), ("interpolate", None), ("autoregressive", 1.0))
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def measure(frames: int, scheme: str, scale: float | None) -> dict[str, Any]:
+def measure(options: Options, frames: int, scheme: str, scale: float | None) -> dict[str, Any]:
     """One call in this process: a free video, by a model without mask channels where a guidance scale is given."""
     import torch
 
     from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
     from video_diffusion.windows import plan_windows
 
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     unet = VideoUNet3DConditionModel(
         sample_size=SIZE,
@@ -47,6 +38,7 @@ def measure(frames: int, scheme: str, scale: float | None) -> dict[str, Any]:
         block_out_channels=(32, 64),
     )
     pipeline = VideoDiffusionPipeline(unet.eval(), VPContinuousScheduler(prediction_type="v_prediction"))
+    pipeline.to(options.device)
     pipeline.set_progress_bar_config(disable=True)
 
     def call(num_frames: int) -> Any:
@@ -60,10 +52,14 @@ def measure(frames: int, scheme: str, scale: float | None) -> dict[str, Any]:
             **guided,
         ).frames
 
+    def peak() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else peak_mb()
+
     call(TRAINED + 1)  # libraries allocate their working memory once
-    loaded, start = peak_mb(), time.perf_counter()
+    now = clock(options)
+    loaded, start = peak(), now()
     video = call(frames)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     assert video.shape[1] == frames
     return {
         "frames": frames,
@@ -71,42 +67,31 @@ def measure(frames: int, scheme: str, scale: float | None) -> dict[str, Any]:
         "reconstruction_guidance_scale": scale,
         "windows": len(list(plan_windows(frames, TRAINED, None, scheme))),
         "seconds": round(seconds, 3),
-        "peak_mb": round(peak_mb(), 1),
-        "added_mb": round(peak_mb() - loaded, 1),
+        "peak_mb": round(peak(), 1),
+        "added_mb": round(peak() - loaded, 1),
         "video_mb": round(video.nbytes / 2**20, 2),
-        "torch": torch.__version__,
     }
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Every case at every length; the quick run has the default scheme at two."""
+    cases = [(frames, *case) for case in CASES for frames in LENGTHS]
+    if options.quick:
+        cases = [(frames, *CASES[0]) for frames in LENGTHS[:2]]
+    words = words_of(options)
+    rows = [in_process("benchmarks.long_video", "--one", json.dumps(case), *words) for case in cases]
+    return {"trained_frames": TRAINED, "image_size": SIZE, "steps_of_a_window": STEPS, "rows": rows}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file (default: %(default)s)")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # the arguments of `measure`, as JSON
-    args = parser.parse_args()
-    if args.one is not None:
-        print(json.dumps(measure(*json.loads(args.one))))
-        return
-    rows = []
-    for scheme, scale in CASES:
-        for frames in LENGTHS:
-            words = [sys.executable, "-m", "benchmarks.long_video", "--one", json.dumps([frames, scheme, scale])]
-            result = subprocess.run(words, capture_output=True, text=True)
-            if result.returncode:
-                raise SystemExit(result.stderr)
-            rows.append(json.loads(result.stdout))
-            print(rows[-1])
-    version = rows[0]["torch"]
-    report = {
-        "command": "python -m benchmarks.long_video",
-        "trained_frames": TRAINED,
-        "pixels": SIZE,
-        "steps_of_a_window": STEPS,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": version},
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        "runs": [{key: value for key, value in row.items() if key != "torch"} for row in rows],
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--one", help="the arguments of `measure`, as JSON")
+    add_options(parser)
+    args, _ = parser.parse_known_args()
+    if args.one is None:
+        part_main(run, __doc__)
+    else:
+        print(json.dumps(measure(options_of(args), *json.loads(args.one))))
 
 
 if __name__ == "__main__":

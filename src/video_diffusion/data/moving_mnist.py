@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -113,8 +115,9 @@ class MovingMNIST:
         start, stop = self.digit_range or (0, len(digits))
         if stop > len(digits):
             raise ValueError(f"`digit_range` is {self.digit_range}; the source has {len(digits)} digits")
-        images = resize_images(digits.images[start:stop], self.pixels_per_digit)
-        return Digits(np.ascontiguousarray(images), digits.labels[start:stop])
+        images = np.ascontiguousarray(resize_images(digits.images[start:stop], self.pixels_per_digit)).view()
+        images.flags.writeable = False  # always, as the embedded digits are: one type to compile loops for
+        return Digits(images, digits.labels[start:stop])
 
     def __len__(self) -> int:
         return UNBOUNDED if self.num_videos is None else self.num_videos
@@ -161,42 +164,67 @@ class MovingMNIST:
 
     def _draw(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray, NDArray]:
         """Videos `[B, F, H, W]`, their digits' numbers `[B, D]`, positions `[B, D, F, 2]`, digits shown `[B, 1]`."""
-        keys = trajectories.clip_keys(self._stream, indices)
         low, high = self.digit_counts
-        slots = _DIGIT * np.arange(1, high + 1)[:, None]
-        u = trajectories.uniform(keys, slots + np.arange(_FIRST_REDRAW))  # [B, D, draws]
+        slots = _DIGIT * np.arange(1, high + 1)
+        u = self._uniform(indices, slots, _FIRST_REDRAW)
         chosen = trajectories.integers(u[..., _SOURCE], 0, len(self.source) - 1)
-        if self.variant == "classic":
-            positions = self._classic(u)
-        else:
-            frame_slots = _FIRST_REDRAW + np.arange(4 * self.num_frames)
-            redraws = trajectories.uniform(keys, slots + frame_slots).reshape(*chosen.shape, self.num_frames, 2, 2)
-            positions = self._stochastic(u, redraws)
-        digits = self.source.images[chosen]
-        count = np.full((len(keys), 1), high)
+        count = np.full((len(indices), 1), high)
         if low < high:
-            count = trajectories.integers(trajectories.uniform(keys, [_COUNT]), low, high)
+            count = trajectories.integers(self._uniform(indices, np.array([_COUNT]), 1)[..., 0], low, high)
+        positions = self._classic(u) if self.variant == "classic" else self._stochastic(u, indices, slots)
+        images, add = self.source.images, self.variant == "stochastic"
+        if (kernels := compiled_kernels()) is not None:
+            video = kernels.render(images, chosen, count, positions, self.image_size, add)
+        else:
+            digits = images[chosen]
             digits[np.arange(high) >= count] = 0
-        return render(digits, positions, self.image_size, add=self.variant == "stochastic"), chosen, positions, count
+            video = render(digits, positions, self.image_size, add=add)
+        return video, chosen, positions, count
+
+    def _uniform(self, indices: NDArray[np.int64], slots: NDArray[np.int64], number: int) -> NDArray[np.float64]:
+        """The first draws behind each slot of each clip, `[B, slots, number]`."""
+        if (kernels := compiled_kernels()) is not None:
+            return kernels.draws(self._stream[0], indices, slots, number)
+        return trajectories.uniform(trajectories.clip_keys(self._stream, indices), slots[:, None] + np.arange(number))
 
     def _classic(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Corners of the digits, `[B, D, F, 2]`, from their draws `[B, D, draws]`."""
+        """Corners of the digits, `[..., F, 2]`, from their draws `[..., draws]`."""
         span = self.image_size - self.pixels_per_digit
         start, angle = u[..., _START], 2 * np.pi * u[..., _VELOCITY.start]
-        return trajectories.classic_positions(start, angle, self.num_frames, span, self.step)
+        if (kernels := compiled_kernels()) is None:
+            return trajectories.classic_positions(start, angle, self.num_frames, span, self.step)
+        velocity = trajectories.classic_velocity(angle, self.step)
+        positions = kernels.classic_positions(start.reshape(-1, 2), velocity.reshape(-1, 2), self.num_frames, span)
+        return positions.reshape(*angle.shape, self.num_frames, 2)
 
-    def _stochastic(self, u: NDArray[np.float64], redraws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Corners of the digits, `[B, D, F, 2]`, from their draws and those of the walls, `[B, D, F, 2, 2]`."""
-        span, fastest = self.image_size - self.pixels_per_digit, int(self.step)
-        away = trajectories.integers(redraws[..., 0], 1, fastest)
-        other = trajectories.integers(redraws[..., 1], -fastest, fastest)
+    def _stochastic(
+        self, u: NDArray[np.float64], indices: NDArray[np.int64], slots: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Corners of the digits, `[B, D, F, 2]`, from their draws `[B, D, draws]` and those of the walls they meet."""
+        span, fastest, F = self.image_size - self.pixels_per_digit, int(self.step), self.num_frames
         start = trajectories.integers(u[..., _START], 0, span - 1)
         velocity = trajectories.integers(u[..., _VELOCITY], -fastest, fastest)
+        walls = slots + _FIRST_REDRAW
+        if (kernels := compiled_kernels()) is not None:
+            return kernels.stochastic_positions(self._stream[0], indices, walls, start, velocity, F, span, fastest)
+        redraws = self._uniform(indices, walls, 4 * F).reshape(*start.shape[:2], F, 2, 2)
+        away = trajectories.integers(redraws[..., 0], 1, fastest)
+        other = trajectories.integers(redraws[..., 1], -fastest, fastest)
         return trajectories.stochastic_positions(start, velocity, np.stack([away, other], -1), span)
 
     @cached_property
     def _stream(self) -> NDArray[np.uint64]:
         return trajectories.stream_key(self.seed, SPLITS.index(self.split))
+
+
+@lru_cache(maxsize=1)
+def compiled_kernels() -> ModuleType | None:
+    """The loops of `compiled`, which draw the same bytes faster; `None` where numba is missing or switched off."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    return None if numba.config.DISABLE_JIT else import_module("video_diffusion.data.compiled")
 
 
 def render(

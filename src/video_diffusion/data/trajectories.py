@@ -67,6 +67,11 @@ def integers(u: NDArray[np.float64], low: int, high: int) -> NDArray[np.int64]:
     return low + (u * (high - low + 1)).astype(np.int64)
 
 
+def classic_velocity(angle: NDArray[np.float64], speed: float) -> NDArray[np.float64]:
+    """`speed` · (sin, cos) of the angles `[...]` in radians: steps along y and x, `[..., 2]`."""
+    return speed * np.stack([np.sin(angle), np.cos(angle)], -1)
+
+
 def classic_positions(
     start: NDArray[np.float64], angle: NDArray[np.float64], num_frames: int, span: int, speed: float = 0.1
 ) -> NDArray[np.int64]:
@@ -86,7 +91,7 @@ def classic_positions(
     Returns:
         int64 `[..., F, 2]`: y and x of the top-left corner, 0 … `span`.
     """
-    velocity = speed * np.stack([np.sin(angle), np.cos(angle)], -1)
+    velocity = classic_velocity(angle, speed)
     frame = np.arange(1.0, num_frames + 1).reshape(-1, *(1,) * velocity.ndim)  # frames lead: [F, ..., 2] below
     rising = velocity > 0
     step = np.abs(velocity)
