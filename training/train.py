@@ -374,6 +374,8 @@ def dry_run(run: Run) -> None:
     start = time.perf_counter()
     run.accelerator.backward(run.loss(batch, 0)[0])
     seconds = time.perf_counter() - start
+    if not run.accelerator.is_main_process:
+        return
     parameters = sum(p.numel() for p in run.learner.parameters())
     if run.accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
