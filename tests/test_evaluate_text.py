@@ -10,7 +10,7 @@ from PIL import Image
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler, cli
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.captions import TEMPLATES, VOCABULARY, Caption, Fact, max_words
-from video_diffusion.evaluation.obedience import COLUMNS, QUESTIONS, TextRun, answers, neighbours, shares
+from video_diffusion.evaluation.obedience import COLUMNS, QUESTIONS, TextRun, TextSource, answers, neighbours, shares
 
 SIZE = 40
 
@@ -189,6 +189,22 @@ def test_clips_come_from_their_prompt_their_scale_and_the_noise_of_their_number(
     for texts in report["prompts"].values():
         for text, digits in zip(texts, labels, strict=True):
             assert {int(c) for c in text if c.isdigit()} <= set(digits)
+
+
+def test_a_model_that_obeys_like_the_data_gets_the_figures_of_real_clips(command, monkeypatch):
+    """Prompt i is answered with real clip i, and the empty prompt with a black one."""
+
+    def make(self, prompts, indices, scale):
+        clips = self.videos.batch(list(indices))
+        return clips if all(prompts) else np.zeros_like(clips)
+
+    monkeypatch.setattr(TextSource, "make", make)
+    report = command("--guidance-scales", "1", "2", "--batch-size", "7", "--num-videos", "40")
+    for columns in report["figures"].values():
+        assert columns["1"] == columns["2"] == columns["real"]
+        assert columns["real"]["one_digit"]["share"] > 0.9 > 0.6 > columns["other_real"]["one_digit"]["share"]
+        assert all(cell["share"] == 0 for cell in columns["empty"].values())
+        assert columns["real"]["all_digits"]["clips"] == 40 > columns["real"]["obeyed"]["clips"]
 
 
 def test_the_model_card_shows_the_report(command, tmp_path):
