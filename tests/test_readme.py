@@ -31,3 +31,14 @@ def test_every_file_that_is_linked_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_the_speed_table_is_that_of_the_benchmarks():
+    results = ROOT / "benchmarks" / "results"
+    table = (results / "cpu.md").read_text(encoding="utf-8")
+    assert table.count("\n|") > 20
+    assert table in README
+    report = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
+    assert report["machine"]["processor"] in table
+    measured = {part for part, found in report["parts"].items() if "error" not in found}
+    assert measured >= {"denoiser", "data_generators", "sampling", "loading", "long_video", "equal_minutes"}
