@@ -270,7 +270,7 @@ def export_folder(
         draft.chmod(0o755)
         pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
         if variant is not None:
-            _save_half(pipeline, draft / "unet", variant, max_shard_size)
+            _save_half(pipeline, draft, variant, max_shard_size)
         for part in (pipeline, *pipeline.components.values()):
             _write_code(type(part).__name__, draft, link)
         for folder in extras:
@@ -293,11 +293,13 @@ def check_target(out: str | os.PathLike[str]) -> Path:
 
 
 def _save_half(pipeline: "VideoDiffusionPipeline", folder: Path, variant: str, max_shard_size: str) -> None:
-    """Adds the denoiser's weights in half precision, under the variant's file names."""
+    """Adds the weights of each model in half precision, under the variant's file names."""
     import torch
 
-    half = torch.nn.Module.to(copy.deepcopy(pipeline.unet), getattr(torch, HALF[variant]))  # diffusers' own one warns
-    half.save_pretrained(str(folder), variant=variant, max_shard_size=max_shard_size)
+    for name, model in pipeline.components.items():
+        if isinstance(model, torch.nn.Module):
+            half = torch.nn.Module.to(copy.deepcopy(model), getattr(torch, HALF[variant]))  # diffusers' own one warns
+            half.save_pretrained(str(folder / name), variant=variant, max_shard_size=max_shard_size)
 
 
 def _write_code(class_name: str, folder: Path, link: bool) -> None:
