@@ -22,7 +22,7 @@ LINES = {
     "DPM++ 2M": (96, 165, 250),
     "UniPC": (74, 222, 128),
 }
-PLOT_HEIGHT, MARGIN = 300, (60, 40, 150, 40)  # left, top, right, bottom
+PLOT_HEIGHT, MARGIN = 300, (60, 40, 170, 40)  # left, top, right, bottom
 
 
 def bars_of(report: Mapping[str, Any]) -> list[Bar]:

@@ -83,3 +83,15 @@ print(MovingMNIST(split="test").batch([3, 4]).astype(int).sum())
         words = [sys.executable, "-c", code, how]
         result = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
         assert result.stdout.strip() == expected, result.stderr
+
+
+def test_without_a_folder_to_keep_machine_code_in_the_loops_are_compiled_all_the_same(monkeypatch):
+    njit = compiled.numba.njit
+
+    def read_only(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(compiled.numba, "njit", read_only)
+    assert compiled.kernel(lambda x: x + 1)(2) == 3
