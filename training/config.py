@@ -92,6 +92,10 @@ class TrainArguments:
     weighting: str = field(default="v_prediction", metadata={"help": "See log_loss_weight in scheduler.py."})
     optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon (needs pytorch_optimizer)."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
+    text_encoder_lr_scale: float = field(
+        default=0.1,
+        metadata={"help": "Learning rate of a trained text encoder, as a share; at 1 a new BERT collapses."},
+    )
     lr_scheduler: str = field(
         default="cosine",
         metadata={"help": "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps."},

@@ -125,29 +125,34 @@ def load_pretrained(
         text_encoder.load_state_dict(pipe.text_encoder.state_dict())
 
 
-def build_optimizer(denoiser: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
-    """AdamW, or Muon on the blocks' matrices with AdamW on everything else."""
+def build_optimizer(learner: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
+    """AdamW, or Muon on the U-Net's matrices with AdamW on everything else; a text encoder learns more slowly."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    text: list[nn.Parameter] = []
+    for name, parameter in learner.named_parameters():
+        inside = "block" in name and "time_emb_proj" not in name and "position_bias" not in name
+        if name.startswith("text_encoder."):
+            text.append(parameter)
+        elif args.optimizer == "muon" and inside and parameter.ndim >= 2:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    betas = (0.9, args.adam_beta2)
+    rates = [(others, args.learning_rate), (text, args.learning_rate * args.text_encoder_lr_scale)]
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "lr": rate, "weight_decay": args.weight_decay, "betas": betas}
+        for parameters, rate in rates
+        if parameters
+    ]
     if args.optimizer == "adamw":
-        betas = (0.9, args.adam_beta2)
-        return torch.optim.AdamW(
-            denoiser.parameters(), lr=args.learning_rate, betas=betas, weight_decay=args.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(groups, fused=True)
     try:
         from pytorch_optimizer import Muon
     except ImportError as error:
         raise ImportError("`optimizer` is muon, which needs `pip install pytorch_optimizer`.") from error
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in denoiser.named_parameters():
-        inside = "block" in name and "time_emb_proj" not in name and "position_bias" not in name
-        (matrices if inside and parameter.ndim >= 2 else others).append(parameter)
-    shared = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
-    return Muon(
-        [
-            {"params": matrices, "use_muon": True, "use_adjusted_lr": True, **shared},
-            {"params": others, "use_muon": False, "betas": (0.9, args.adam_beta2), **shared},
-        ]
-    )
+    of_muon = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "use_adjusted_lr": True}
+    return Muon([{"params": matrices, "use_muon": True, **of_muon}, *({**g, "use_muon": False} for g in groups)])
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments) -> Any:
