@@ -94,7 +94,7 @@ class TrainArguments:
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
     text_encoder_lr_scale: float = field(
         default=0.1,
-        metadata={"help": "Learning rate of a trained text encoder, as a share; at 1 a new BERT collapses."},
+        metadata={"help": "Learning rate of a trained text encoder, as a share of the others'."},
     )
     lr_scheduler: str = field(
         default="cosine",

@@ -296,9 +296,11 @@ def _save_half(pipeline: "VideoDiffusionPipeline", folder: Path, variant: str, m
     """Adds the weights of each model in half precision, under the variant's file names."""
     import torch
 
-    for name, model in pipeline.components.items():
+    components: dict[str, Any] = pipeline.components
+    for name, model in components.items():
         if isinstance(model, torch.nn.Module):
-            half = torch.nn.Module.to(copy.deepcopy(model), getattr(torch, HALF[variant]))  # diffusers' own one warns
+            half: Any = copy.deepcopy(model)
+            torch.nn.Module.to(half, getattr(torch, HALF[variant]))  # diffusers' own one warns
             half.save_pretrained(str(folder / name), variant=variant, max_shard_size=max_shard_size)
 
 
