@@ -319,7 +319,7 @@ def test_a_run_starts_from_the_weights_of_a_pipeline(digits, reference, tmp_path
 def test_dry_run_reports_and_writes_nothing(digits, tmp_path):
     result = run(command(digits, tmp_path / "none", "--dry_run"))
     assert result.returncode == 0, result.stderr
-    for line in ("parameters", "clips per step", "peak memory", '"patch_size": 8'):
+    for line in ("parameters", "clips per step", "peak memory", "GFLOP a clip", '"patch_size": 8'):
         assert line in result.stdout
     assert not (tmp_path / "none").exists()
 

@@ -24,6 +24,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from batches import Batch, StepBatches, open_captions, open_source, passes, to_model
@@ -375,7 +376,8 @@ def save_pipeline(pipe: VideoDiffusionPipeline, output: Path) -> None:
 def dry_run(run: Run) -> None:
     """Prints the resolved run and what one measured step costs; writes nothing."""
     batch = run.batches[0]
-    run.accelerator.backward(run.loss(batch, 0)[0])  # warm-up
+    with FlopCounterMode(display=False) as flops:  # the warm-up
+        run.accelerator.backward(run.loss(batch, 0)[0])
     start = time.perf_counter()
     run.accelerator.backward(run.loss(batch, 0)[0])
     seconds = time.perf_counter() - start
@@ -391,7 +393,9 @@ def dry_run(run: Run) -> None:
     print(f"weights, Adam, EMA   {parameters * 4 * 5 / 2**20:,.0f} MiB")
     print(f"peak memory          {peak / 2**20:,.0f} MiB in this process")
     print(f"clips per step       {run.global_batch * run.args.gradient_accumulation_steps}")
-    print(f"clips per second     {run.args.per_device_batch_size / seconds:.1f} on one {run.accelerator.device.type}")
+    work, clips = flops.get_total_flops() / 1e9, run.args.per_device_batch_size
+    print(f"clips per second     {clips / seconds:.1f} on one {run.accelerator.device.type}")
+    print(f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / seconds:,.0f} GFLOP/s")
 
 
 def train(run: Run) -> bool:
