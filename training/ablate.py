@@ -19,8 +19,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw, ImageFont
 
 from batches import StepBatches, open_source, to_model
+from build import build_model, build_optimizer
 from config import parse_arguments
-from train import build_model, build_optimizer
 from video_diffusion.evaluation.figure import GRID_COLOUR, ticks
 from video_diffusion.objective import Draw, diffusion_loss, draw
 from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR
