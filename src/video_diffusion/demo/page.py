@@ -213,7 +213,7 @@ def text_tab(studio: Studio) -> None:
                 scale = gr.Slider(1, studio.limits.guidance, 3, step=0.5, label="Text guidance", info="1 is none")
             controls = Controls(studio, guided=False)
             button = gr.Button("Make it", variant="primary")
-            rows = {text: [text] for text in ("a 3 and an 8", "a 7 that moves to the right")}
+            rows = {text: [text] for text in ("the digits 3 and 8", "the digit 7 moves right")}
             _examples([prompt], rows)
         with gr.Column():
             shown = Shown()
