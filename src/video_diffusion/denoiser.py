@@ -339,6 +339,18 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         self.conv_out = zero_init(nn.Conv2d(2 * stem, out_channels * patch_size**2, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, but the weights lie in memory of their own.
+
+        Those of a mapped file lie at odd addresses, which on some CPUs changes the last bits of a result.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for weights in model.parameters():
+            weights.data = weights.data.clone()
+        return loaded
+
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
         self,
