@@ -54,7 +54,8 @@ def no_networks(monkeypatch):
 def assert_same(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for key, value in first.items():
-        assert value == pytest.approx(second[key], rel=1e-9), key
+        # the square root of a singular covariance turns rounding errors of 1e-16 into 1e-8
+        assert value == pytest.approx(second[key], rel=1e-7 if key == "fvd" else 1e-9), key
 
 
 @pytest.mark.parametrize("make", [*FRAME_METRICS, fvd_metric])
