@@ -81,6 +81,15 @@ def test_it_writes_the_json_the_table_and_the_picture_and_prints_the_table(comma
     assert min(report["seconds"].values()) > 0
 
 
+def test_what_was_measured_of_a_model_does_not_change_what_it_is(tmp_path):
+    from video_diffusion.commands.evaluate import files_sha256
+
+    for name in ("unet/config.json", "evaluation/paper.json", "samples/list.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    assert set(files_sha256(tmp_path)) == {"unet/config.json"}
+
+
 def test_the_report_names_the_weights_by_their_sha256(command, model):
     place = "unet/diffusion_pytorch_model.safetensors"
     sha256 = command("paper")["model"]["sha256"]

@@ -193,5 +193,10 @@ def open_source(args: argparse.Namespace) -> "Source":
 
 def files_sha256(folder: Path) -> dict[str, str]:
     """The SHA-256 of every weights file and config of a pipeline's components, by its place in the folder."""
-    files = sorted(file for ending in ("safetensors", "bin", "json") for file in folder.glob(f"*/*.{ending}"))
+    files = sorted(
+        file
+        for ending in ("safetensors", "bin", "json")
+        for file in folder.glob(f"*/*.{ending}")
+        if file.parent.name not in ("evaluation", "samples")  # what is made with the model is not the model
+    )
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
