@@ -1,6 +1,6 @@
 """What a run is built of: denoiser and scheduler, saved weights to start from, the optimiser and its schedule."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -11,7 +11,7 @@ from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, V
 from video_diffusion.hub import resolve_model
 
 ARCHITECTURE = (
-    *("in_channels", "out_channels", "patch_size", "block_out_channels", "layers_per_block"),
+    *("in_channels", "out_channels", "patch_size", "block_out_channels"),
     *("attention_head_dim", "norm_num_groups", "temporal_shift", "spatial_attention"),
 )
 
@@ -20,7 +20,7 @@ def build_model(
     model: ModelArguments, data: DataArguments, text_width: int | None = None
 ) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
     """The denoiser with mask channels, attending to text states of `text_width` channels if given; the scheduler."""
-    spatial = tuple(map(bool, model.spatial_attention))
+    spatial, depths = tuple(map(bool, model.spatial_attention)), tuple(model.layers_per_block)
     denoiser = VideoUNet3DConditionModel(
         sample_size=data.image_size,
         num_frames=data.num_frames,
@@ -28,7 +28,7 @@ def build_model(
         out_channels=data.num_channels,
         patch_size=model.patch_size,
         block_out_channels=tuple(model.block_out_channels),
-        layers_per_block=model.layers_per_block,
+        layers_per_block=depths[0] if len(depths) == 1 else depths,
         attention_head_dim=model.attention_head_dim,
         norm_num_groups=model.norm_num_groups,
         temporal_shift=model.temporal_shift,
@@ -46,15 +46,27 @@ def build_model(
     return denoiser, scheduler
 
 
+def compile_blocks(denoiser: VideoUNet3DConditionModel, **options: Any) -> None:
+    """Compiles each block for its own shapes; `options` are those of `torch.compile`.
+
+    Left to itself, torch compiles the blocks after the first few for any shape; that code is slower, and does not
+    compile at all for some attention backends.
+    """
+    blocks = sum(type(module).__name__ in denoiser._repeated_blocks for module in denoiser.modules())
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * blocks)
+    denoiser.compile_repeated_blocks(dynamic=False, **options)
+
+
 def load_pretrained(
     denoiser: VideoUNet3DConditionModel, text_encoder: nn.Module | None, scheduler: VPContinuousScheduler, name: str
 ) -> None:
     """Puts the weights of a saved pipeline into the denoiser and, where both have one, into the text encoder.
 
-    Attention to text that the pipeline lacks starts anew, and so does nothing at first.
+    Attention to text that the pipeline lacks starts anew, and so does nothing at first. A deeper denoiser starts as
+    the function that the shallower one is (Chen, Goodfellow and Shlens 2016, "Net2Net"): see `deepen`.
 
     Raises:
-        ValueError: if the pipeline's architecture or parametrisation is another.
+        ValueError: if the pipeline's architecture or parametrisation is another, or its levels are deeper.
     """
     pipe = VideoDiffusionPipeline.from_pretrained(resolve_model(name))
     pairs = {key: (denoiser.config[key], pipe.unet.config[key]) for key in ARCHITECTURE}
@@ -62,7 +74,7 @@ def load_pretrained(
     for key, (ours, theirs) in pairs.items():
         if str(ours).strip("()[]") != str(theirs).strip("()[]"):  # a saved tuple comes back as a list
             raise ValueError(f"`{key}` is {ours}, expected {theirs}, what {name} was trained with.")
-    saved, own = pipe.unet.state_dict(), denoiser.state_dict()
+    saved, own = deepen(pipe.unet, denoiser), denoiser.state_dict()
     if pipe.unet.config.cross_attention_dim is None:
         saved |= {key: value for key, value in own.items() if ".cross_attention." in key}
     for key, value in saved.items():
@@ -74,6 +86,40 @@ def load_pretrained(
     denoiser.load_state_dict(saved)
     if text_encoder is not None and pipe.text_encoder is not None:
         text_encoder.load_state_dict(pipe.text_encoder.state_dict())
+
+
+def deepen(shallow: VideoUNet3DConditionModel, deep: VideoUNet3DConditionModel) -> dict[str, torch.Tensor]:
+    """The weights that make `deep` compute what `shallow` computes; they differ in `layers_per_block` alone.
+
+    Blocks that are added stand after a level's last block on the way down, and after its first on the way up, where
+    they are the identity: a new block's residual branches end in zeros, and its shortcut drops the skip connection.
+
+    Raises:
+        ValueError: if a level of `shallow` has more blocks.
+    """
+    saved, own = shallow.state_dict(), deep.state_dict()
+    levels = len(deep.down_blocks)
+    weights = {key: value for key, value in saved.items() if not key.startswith(("down_blocks.", "up_blocks."))}
+    for level in range(levels):
+        up = levels - 1 - level
+        few, many = (len(cast(nn.ModuleList, model.down_blocks[level])) for model in (shallow, deep))
+        if few > many:
+            raise ValueError(f"`layers_per_block` is {many} at level {level}, expected at least {few}.")
+        for side, added in ((f"down_blocks.{level}", range(few, many)), (f"up_blocks.{up}", range(1, 1 + many - few))):
+            places = [place for place in range(many) if place not in added]
+            renamed = {f"{side}.{place}.": f"{side}.{number}." for number, place in enumerate(places)}
+            for key, value in own.items():
+                prefix = ".".join(key.split(".")[:3]) + "."
+                if not prefix.startswith(f"{side}."):
+                    continue
+                if prefix in renamed:
+                    old = renamed[prefix] + key.removeprefix(prefix)
+                    weights |= {key: saved[old]} if old in saved else {}
+                elif key.endswith("conv_shortcut.weight"):
+                    weights[key] = torch.eye(*value.shape[:2])[:, :, None, None]
+                else:
+                    weights[key] = torch.zeros_like(value) if key.endswith("conv_shortcut.bias") else value
+    return weights
 
 
 def build_optimizer(learner: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:

@@ -17,7 +17,10 @@ class ModelArguments:
 
     patch_size: int = field(default=4, metadata={"help": "Space-to-depth of the stem."})
     block_out_channels: list[int] = field(default_factory=lambda: [64, 128, 256], metadata={"help": "Width by level."})
-    layers_per_block: int = field(default=1, metadata={"help": "Blocks in each level, down and up."})
+    layers_per_block: list[int] = field(
+        default_factory=lambda: [1],
+        metadata={"help": "Blocks in each level, down and up: one number for all, or one for each."},
+    )
     attention_head_dim: int = field(default=32, metadata={"help": "Channels of an attention head."})
     norm_num_groups: int = field(default=32, metadata={"help": "Groups of the normalisation."})
     temporal_shift: float = field(

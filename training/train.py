@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from batches import Batch, StepBatches, open_captions, open_source, passes, to_model
-from build import build_lr_scheduler, build_model, build_optimizer, load_pretrained
+from build import build_lr_scheduler, build_model, build_optimizer, compile_blocks, load_pretrained
 from config import Arguments, as_dict, parse_arguments
 from text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
@@ -88,7 +88,7 @@ class Run:
         if args.attention_backend is not None:
             denoiser.set_attention_backend(args.attention_backend)
         if args.compile:
-            denoiser.compile_repeated_blocks()
+            compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)

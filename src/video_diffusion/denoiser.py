@@ -255,7 +255,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         out_channels: C.
         patch_size: p of the space-to-depth stem: the U-Net works at H/p × W/p.
         block_out_channels: width of each level; each next level halves height and width.
-        layers_per_block: blocks in each level, on the way down and on the way up.
+        layers_per_block: blocks in each level, on the way down and on the way up; one number, or one for each level.
         attention_head_dim: channels of a head (a dimension, not a count); divides every width.
         norm_num_groups: groups of the normalisation; divides every width.
         norm_eps: its ε.
@@ -286,7 +286,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         out_channels: int = 1,
         patch_size: int = 4,
         block_out_channels: tuple[int, ...] = (64, 256),
-        layers_per_block: int = 1,
+        layers_per_block: int | tuple[int, ...] = 1,
         attention_head_dim: int = 32,
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
@@ -298,12 +298,15 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         spatial_attention: bool | tuple[bool, ...] = True,
     ) -> None:
         super().__init__()
-        _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size, layers_per_block)
+        _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size)
         if not 0 <= temporal_shift <= 1:
             raise ValueError(f"`temporal_shift` is {temporal_shift}, expected a share of the channels in [0, 1].")
         self.gradient_checkpointing = False
         widths = tuple(block_out_channels)
-        spatial = _per_level("spatial_attention", spatial_attention, len(widths))
+        spatial = _per_level("spatial_attention", spatial_attention, len(widths), bool)
+        depths = _per_level("layers_per_block", layers_per_block, len(widths), int)
+        if min(depths) < 1:
+            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least 1.")
         stem = widths[0]
         temb_channels = 4 * stem
         self.time_proj = Timesteps(stem, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -326,12 +329,12 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
                 spatial[level],
             )
 
-        layers, levels = range(layers_per_block), range(len(widths))
-        self.down_blocks = nn.ModuleList(nn.ModuleList(block(widths[i], i) for _ in layers) for i in levels)
+        levels = range(len(widths))
+        self.down_blocks = nn.ModuleList(nn.ModuleList(block(widths[i], i) for _ in range(depths[i])) for i in levels)
         self.downsamplers = nn.ModuleList(nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(widths))
         self.mid_block = block(widths[-1], levels[-1])
         self.up_blocks = nn.ModuleList(
-            nn.ModuleList(block(2 * widths[i], i) for _ in layers) for i in reversed(levels)
+            nn.ModuleList(block(2 * widths[i], i) for _ in range(depths[i])) for i in reversed(levels)
         )
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(reversed(widths)))
         # The stem's output joins here once more, so that ε need not pass through the whole network.
@@ -501,8 +504,8 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int, layers: int) -> None:
-    for name, value in {"patch_size": patch_size, "layers_per_block": layers, "attention_head_dim": head_dim}.items():
+def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int) -> None:
+    for name, value in {"patch_size": patch_size, "attention_head_dim": head_dim}.items():
         if value < 1:
             raise ValueError(f"`{name}` is {value}, expected at least 1.")
     if not widths or any(width % head_dim or width % groups for width in widths):
@@ -512,10 +515,10 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
         )
 
 
-def _per_level(name: str, value: bool | Sequence[bool], levels: int) -> tuple[bool, ...]:
-    values = (value,) * levels if isinstance(value, bool) else tuple(value)
-    if len(values) != levels or not all(isinstance(item, bool) for item in values):
-        raise ValueError(f"`{name}` is {value}, expected a bool or one for each of {levels} levels.")
+def _per_level(name: str, value: Any, levels: int, kind: type) -> tuple[Any, ...]:
+    values = (value,) * levels if isinstance(value, kind) else tuple(value)
+    if len(values) != levels or not all(isinstance(item, kind) for item in values):
+        raise ValueError(f"`{name}` is {value}, expected {kind.__name__} or one for each of {levels} levels.")
     return values
 
 
