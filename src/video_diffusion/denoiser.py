@@ -6,7 +6,6 @@ temporal attention moves information between frames, and `temporal_shift` where 
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
