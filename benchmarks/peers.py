@@ -1,10 +1,11 @@
 """
 The denoisers that are compared: ours and two others at equal parameters, all called as `model(sample, timestep)`.
 
-* `ours`: the network of the `tiny-cpu` preset, without channels for given frames.
-* `diffusers`: `UNet3DConditionModel` with three levels and attention at 16×16 only, the finest level at which ours has
-  any, narrow at full resolution, where its time goes. Its own pattern, attention at 64×64 too, is ten times slower
-  again. The class insists on text, so it gets one zero token.
+* `ours`: the layout of the `tiny-cpu` preset with one block a level, without text and channels for given frames. (The
+  preset has two at 16×16 and at 8×8.)
+* `diffusers`: `UNet3DConditionModel` with three levels and attention at its coarsest, 16×16, only, narrow at full
+  resolution, where its time goes. Its own pattern, attention at 64×64 too, is ten times slower again. The class insists
+  on text, so it gets one zero token.
 * `lucidrains`: `Unet3D` of `video-diffusion-pytorch`, its own four levels and defaults, as wide as the parameters
   allow. Four levels put more of them at coarse resolution and make it faster than three.
 """
@@ -73,7 +74,14 @@ def parameters(model: nn.Module) -> int:
 
 
 def _ours() -> nn.Module:
-    return VideoUNet3DConditionModel(in_channels=1, patch_size=4, block_out_channels=(64, 128, 256))
+    return VideoUNet3DConditionModel(
+        in_channels=1,
+        patch_size=4,
+        block_out_channels=(64, 128, 256),
+        attention_head_dim=64,
+        temporal_shift=0.25,
+        spatial_attention=(False, True, True),
+    )
 
 
 def _diffusers() -> nn.Module:

@@ -50,13 +50,21 @@ VARIANTS = {
     "p4-tsm": TSM,
     "tsm-64": HEADS,
     "tsm-muon": f"{HEADS} --optimizer muon --learning_rate 2e-3 --per_device_batch_size 8",
-    # From here on each changes one thing in "fast", which is "tsm-muon" compiled.
+    # From here on each changes one thing in "fast", which is "tsm-muon" compiled ("deep" and "wide" two, "adamw" the
+    # learning rate with the optimiser).
     "fast": FAST,
     "deep": f"{FAST} --layers_per_block 2 --block_out_channels 64 128 192",
     "wide": f"{FAST} --block_out_channels 96 192 256 --attention_head_dim 32",
     "shift-half": f"{FAST} --temporal_shift 0.5",
     "batch-16": f"{FAST} --per_device_batch_size 16",
     "rate-4e-3": f"{FAST} --learning_rate 4e-3",
+    "adamw": f"{FAST} --optimizer adamw --learning_rate 8e-4",
+    "no-shift": f"{FAST} --temporal_shift 0",
+    "images": f"{FAST} --num_images 5",
+    "min-snr": f"{FAST} --weighting min_snr",
+    "sigmoid": f"{FAST} --weighting sigmoid",
+    "edm": f"{FAST} --weighting edm",
+    "prediction": f"{FAST} --mask_probabilities 0.1 0.6 0.15 0.15",
 }
 
 

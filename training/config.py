@@ -124,7 +124,7 @@ class TrainArguments:
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
     resume: bool = field(default=True, metadata={"help": "Go on from the newest checkpoint in output_dir."})
     tracker: str = field(default="tensorboard", metadata={"help": "A tracker of accelerate, or none."})
-    dry_run: bool = field(default=False, metadata={"help": "Report the resolved run and one measured step; stop."})
+    dry_run: bool = field(default=False, metadata={"help": "Report the resolved run and what a step costs; stop."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the pipeline at the end."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository for push_to_hub."})
 

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
 from video_diffusion.objective import TASKS, diffusion_loss, draw
 from video_diffusion.publishing import push_pipeline
+
+DRY_STEPS = 3  # steps that a dry run times
 
 # A checkpoint may be resumed only by a run that agrees with it on these.
 FIXED = (
@@ -262,13 +265,21 @@ def save_pipeline(pipe: VideoDiffusionPipeline, output: Path) -> None:
 
 
 def dry_run(run: Run) -> None:
-    """Prints the resolved run and what one measured step costs; writes nothing."""
-    batch = run.batches[0]
-    with FlopCounterMode(display=False) as flops:  # the warm-up
+    """Prints the resolved run and what a step costs, the median of a few; writes nothing."""
+    batch, seconds = run.batches[0], []
+    with FlopCounterMode(display=False) as flops:
         run.accelerator.backward(run.loss(batch, 0)[0])
-    start = time.perf_counter()
-    run.accelerator.backward(run.loss(batch, 0)[0])
-    seconds = time.perf_counter() - start
+    for _ in range(1 + DRY_STEPS):  # the first compiles and allocates
+        start = time.perf_counter()
+        run.accelerator.backward(run.loss(batch, 0)[0])
+        run.accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        run.ema.step(run.learner.parameters())
+        if run.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[1:])
     if not run.accelerator.is_main_process:
         return
     parameters = sum(p.numel() for p in run.learner.parameters())
@@ -282,8 +293,9 @@ def dry_run(run: Run) -> None:
     print(f"peak memory          {peak / 2**20:,.0f} MiB in this process")
     print(f"clips per step       {run.global_batch * run.args.gradient_accumulation_steps}")
     work, clips = flops.get_total_flops() / 1e9, run.args.per_device_batch_size
-    print(f"clips per second     {clips / seconds:.1f} on one {run.accelerator.device.type}")
-    print(f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / seconds:,.0f} GFLOP/s")
+    print(f"seconds per step     {median:.3f}, with the optimiser")
+    print(f"clips per second     {clips / median:.1f} on one {run.accelerator.device.type}")
+    print(f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / median:,.0f} GFLOP/s")
 
 
 def train(run: Run) -> bool:

@@ -297,7 +297,8 @@ def write(clips: Clips, task: Task, args: argparse.Namespace, name: str, start: 
     sheet = args.out / f"{name}.png"
     contact_sheet(rows, mask, sheet, labels)
     seconds = time.perf_counter() - start
+    count = "1 clip" if len(clips) == 1 else f"{len(clips)} clips"
     print(
-        f"{len(clips)} clips of {task.num_frames} frames in {args.out} ({name}-*.gif, *.mp4), all of them in {sheet}: "
+        f"{count} of {task.num_frames} frames in {args.out} ({name}-*.gif, *.mp4), all of them in {sheet}: "
         f"{seconds:.1f} s."
     )
