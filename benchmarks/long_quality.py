@@ -53,6 +53,7 @@ def make(source: PipelineSource, args: argparse.Namespace, scheme: str, folder: 
                 num_inference_steps=args.steps,
                 window_scheme=scheme,
                 window_overlap=args.window_overlap,
+                history_guidance_scale=args.history_guidance,
                 generator=torch.Generator().manual_seed(args.seed + i),
                 output_type="pt",
             ).frames
@@ -105,6 +106,7 @@ def main() -> None:
     add("--window-overlap", type=int, help="known frames that a window begins with (default: half of it)")
     add("--steps", type=int, default=50, help="network calls of a window (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s")
+    add("--history-guidance", type=float, default=1.0, help="of guidance on known frames (default: none)")
     add("--seed", type=int, default=0, help="video i is drawn from seed + i (default: %(default)s)")
     add("--device", help="cpu, cuda, mps (default: the fastest there is)")
     add("--out", type=Path, default=RESULTS, help="the JSON file (default: %(default)s)")
@@ -131,6 +133,7 @@ def main() -> None:
         "sampler": args.sampler,
         "steps": args.steps,
         "window_overlap": args.window_overlap,
+        "history_guidance": args.history_guidance,
         "torch": torch.__version__,
         "reader_accuracy": reader_report()["accuracy"],
         "quantiles_of_speed": list(QUANTILES),

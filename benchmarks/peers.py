@@ -4,8 +4,8 @@ The denoisers that are compared: ours and two others at equal parameters, all ca
 * `ours`: the layout of the `tiny-cpu` preset with one block a level, without text and channels for given frames. (The
   preset has two at 16×16 and at 8×8.)
 * `diffusers`: `UNet3DConditionModel` with three levels and attention at its coarsest, 16×16, only, narrow at full
-  resolution, where its time goes. Its own pattern, attention at 64×64 too, is ten times slower again. The class insists
-  on text, so it gets one zero token.
+  resolution, where its time goes. Its own pattern, attention at 64×64 too, is ten times slower again. The class
+  insists on text, so it gets one zero token.
 * `lucidrains`: `Unet3D` of `video-diffusion-pytorch`, its own four levels and defaults, as wide as the parameters
   allow. Four levels put more of them at coarse resolution and make it faster than three.
 """

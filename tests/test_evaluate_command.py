@@ -144,13 +144,17 @@ def test_the_scored_clips_are_those_of_the_pipeline_and_its_seeds(command, model
         assert np.abs(clips[i, 0] - video[0] * 255).max() <= 1
 
 
-@pytest.mark.parametrize("words", [("--sampler", "ddim"), ("--sampler", "unipc"), ("--gamma", "1"), ("--seed", "1")])
+@pytest.mark.parametrize(
+    "words",
+    [("--sampler", "ddim"), ("--sampler", "unipc"), ("--gamma", "1"), ("--seed", "1"), ("--history-guidance", "3")],
+)
 def test_sampler_gamma_and_seed_change_the_clips_and_are_recorded(command, words):
     plain, other = command("paper", name="plain"), command("paper", *words, name="other")
     ours = [report["figures"]["psnr"]["one_sample"]["psnr"] for report in (plain, other)]
     assert ours[0] != ours[1]
     assert plain["figures"]["psnr"]["last_frame"] == other["figures"]["psnr"]["last_frame"]
-    key, value = words[0].removeprefix("--"), words[1]
+    key, value = words[0].removeprefix("--").replace("-", "_"), words[1]
+    assert " ".join(words) in other["command"]
     assert str(other["sampling"][key]).removesuffix(".0") == value
     assert other["sampling"] != plain["sampling"]
 

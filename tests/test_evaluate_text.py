@@ -237,6 +237,8 @@ def test_the_model_card_shows_the_report(command, tmp_path):
     [
         (["--guidance-scales", "0.5"], "`--guidance-scales` is [0.5], expected numbers of at least 1, each once"),
         (["--guidance-scales", "2", "2"], "each once"),
+        (["--history-guidance", "2"], "`--history-guidance` is 2.0, expected none with `--protocol text`"),
+        (["--history-guidance", "-1"], "`--history-guidance` is -1.0, expected a number from 0 up"),
         (["--num-videos", "1"], "`--num-videos` is 1, expected at least 2"),
         (["--num-samples", "2"], "`--num-samples` is 2, expected none with `--protocol text`"),
         (["--protocol", "paper", "--guidance-scales", "2"], "expected none with `--protocol paper`"),

@@ -82,6 +82,25 @@ def test_the_cost_counts_the_calls_of_all_windows(pipeline):
     assert cost == {"windows": {"15": [[5, 5], [5, 5]]}, "network_calls_per_clip": {"15": len(calls)}}
 
 
+@pytest.mark.parametrize(("protocol", "given", "frames", "plain"), [("mcvd", 5, 15, 4), ("unconditional", 0, 20, 6)])
+def test_guidance_on_given_frames_is_counted_and_changes_what_is_told(pipeline, protocol, given, frames, plain):
+    """A second call a step, but not in a window that is told nothing."""
+    truth = PROTOCOLS[protocol].truth([0], 40)[:, :given, :32, :32]
+    calls, made = {}, {}
+    forward, seen = pipeline.unet.forward, []
+    for scale in (1.0, 2.0):
+        source = PipelineSource(pipeline, {}, steps=2, history_guidance=scale)
+        assert source.settings.get("history_guidance", 1.0) == scale
+        seen.clear()
+        pipeline.unet.forward = lambda *args, **kwargs: seen.append(1) or forward(*args, **kwargs)
+        made[scale] = source.clips([0], truth, 1, [frames])[frames]
+        pipeline.unet.forward = forward
+        calls[scale] = len(seen)
+        assert source.cost(given, [frames])["network_calls_per_clip"] == {str(frames): len(seen)}
+    assert calls == {1.0: plain, 2.0: 8 if given else 10}
+    assert not np.array_equal(made[1.0], made[2.0])
+
+
 def test_a_model_that_takes_no_frames_is_refused_where_it_needs_them():
     source = PipelineSource(make_pipeline(in_channels=1), {})
     with pytest.raises(ValueError, match=r"no channels for given frames .* clips of 10 frames, 5 of them given"):

@@ -201,11 +201,12 @@ def test_frames_beyond_the_trained_length_are_what_the_pipeline_makes_in_windows
 def test_a_long_prediction_keeps_its_given_frames_and_guidance_changes_the_others(command):
     words = ["predict", "--from-dataset", "1", "--given", "2", "--num-frames", "8"]
     plain = frames_of(command(*words, out="plain"), "predict-00.gif")
-    guided = frames_of(command(*words, "--reconstruction-guidance", "3", out="guided"), "predict-00.gif")
     truth = MovingMNIST(split="test", num_frames=8, image_size=SIZE, seed=0).batch([0])[0][..., None]
-    for clip in (plain, guided):
-        assert np.array_equal(clip[:2], truth[:2])
-    assert not np.array_equal(plain, guided)
+    assert np.array_equal(plain[:2], truth[:2])
+    for flag in ("--reconstruction-guidance", "--history-guidance"):
+        guided = frames_of(command(*words, flag, "3", out="guided"), "predict-00.gif")
+        assert np.array_equal(guided[:2], truth[:2])
+        assert not np.array_equal(plain, guided)
 
 
 @pytest.mark.parametrize("kind", ["gif", "npy"])
@@ -244,6 +245,8 @@ def test_interpolate_takes_the_ends_of_a_file_of_any_length(command, tmp_path):
         ),
         (["generate", "--reconstruction-guidance", "nan"], "`--reconstruction-guidance` is nan"),
         (["generate", "--reconstruction-guidance", "1"], "`reconstruction_guidance_scale` is 1.0, expected None"),
+        (["generate", "--history-guidance", "-1"], "`--history-guidance` is -1.0, expected a number from 0 up"),
+        (["generate", "--history-guidance", "2"], "`history_guidance_scale` is 2.0, expected 1: nothing is given"),
         (["generate", "--gamma", "1", "--sampler", "ddim"], "`--gamma` is 1.0, expected none with `--sampler ddim`"),
         (["generate", "--gamma", "2"], "`gamma` is 2.0"),
         (["generate", "--device", "abacus"], "`--device` is 'abacus'"),

@@ -51,7 +51,18 @@ def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
         "LAUNCH": sys.executable,
         "OMP_NUM_THREADS": "1",
     }
-    flags = ["--digits", str(digits), "--block_out_channels", "64", "64", "--spatial_attention", "0", "1", "--layers_per_block", "1"]
+    flags = [
+        "--digits",
+        str(digits),
+        "--block_out_channels",
+        "64",
+        "64",
+        "--spatial_attention",
+        "0",
+        "1",
+        "--layers_per_block",
+        "1",
+    ]
     flags += ["--max_steps", "3", "--per_device_batch_size", "1", "--num_frames", "2", "--validation_videos", "1"]
     recipe = ["bash", str(ROOT / "training" / "recipes" / "moving-mnist.sh"), *flags]
     part = subprocess.run(recipe, env=environment | {"MAX_MINUTES": "0"}, capture_output=True, text=True)

@@ -261,6 +261,7 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         window_scheme: str = "autoregressive",
         mask_image: Any = None,
+        history_guidance_scale: float = 1.0,
     ) -> VideoDiffusionPipelineOutput | tuple[Any]:
         """Makes video clips, free or around given frames.
 
@@ -296,6 +297,8 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
             window_scheme: "autoregressive", "hierarchy-2" or "interpolate", see `plan_windows`.
             mask_image: spatial in-painting: bool or 0 and 1, `[F, H, W]` or `[H, W]`, true where `video`, which then
                 holds all F frames, is given. (Stock in-painting pipelines call it the other way round.)
+            history_guidance_scale: classifier-free guidance on the frames that the model is told, in every window; 1
+                switches it off, more costs a second call a step. See `predict_from_history`.
 
         Returns:
             `VideoDiffusionPipelineOutput`, or the tuple `(frames,)`, on the CPU. Given frames and pixels come back
@@ -319,6 +322,7 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         trained = self.unet.config.get("num_frames")
         windows = list(plan_windows(F, trained, window_overlap, window_scheme, given.whole_frames()))
         self.check_conditioning(given, len(windows), reconstruction_guidance_scale)
+        self.check_history(given, len(windows), history_guidance_scale, reconstruction_guidance_scale)
         if mask_image is not None and self.vae is not None:
             raise ValueError("`mask_image` is given, expected None: the diffusion runs in latents, not in pixels.")
         base = count_clips({"video": frames, **texts})
@@ -331,7 +335,8 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         text = {f"{side}_embeds": self.prepare_text(side, texts, base, num_videos_per_prompt) for side in sides}
         canvas = self.prepare_canvas(given, shape, pixels=output_type != "latent")
         none = torch.zeros(0)
-        start = Conditions(none, none, none, float(reconstruction_guidance_scale or 0), **text)
+        scales = (float(reconstruction_guidance_scale or 0), float(history_guidance_scale))
+        start = Conditions(none, none, none, *scales, **text)
         self._num_timesteps, self._interrupt = num_inference_steps * len(windows), False
         with self.progress_bar(total=self._num_timesteps) as bar:
             step_end = StepEnd(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)

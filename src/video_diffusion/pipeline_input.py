@@ -308,6 +308,24 @@ class CallInput:
         if scale > 0 and torch.is_inference_mode_enabled():
             raise ValueError(f"`{name}` is {scale}, expected None in inference mode, which knows no gradients.")
 
+    def check_history(self, given: Given, windows: int, scale: float, reconstruction: float | None) -> None:
+        """Refuses a scale of the guidance on given frames that is no number, or where the model is told none.
+
+        Raises:
+            ValueError: likewise, and with reconstruction guidance, which has a second call of its own.
+        """
+        name = "history_guidance_scale"
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < math.inf:
+            raise ValueError(f"`{name}` is {scale!r}, expected a number of at least 0.")
+        if scale == 1:
+            return
+        if self.unet.config.in_channels == self.latent_channels:
+            raise ValueError(f"`{name}` is {scale}, expected 1: the model has no channels for given frames.")
+        if given.frames is None and windows == 1:
+            raise ValueError(f"`{name}` is {scale}, expected 1: nothing is given and there is one window.")
+        if reconstruction:
+            raise ValueError(f"`{name}` is {scale}, expected 1 with `reconstruction_guidance_scale` {reconstruction}.")
+
     def check_latents(self, shape: tuple[int, ...], generator: Generators | None, latents: Tensor | None) -> None:
         """Refuses noise that is not of `shape` `[B, C, F, H, W]` or generators that are not B. Raises ValueError."""
         if isinstance(generator, list) and len(generator) != shape[0]:

@@ -25,6 +25,7 @@ class Conditions:
         frame_mask: bool `[1, 1, F, 1, 1]`, the given frames that the model reads from its own channels. The other
             known places are replaced in z_t by their noised values, and guide the rest.
         reconstruction_scale: w of reconstruction guidance; 0: replacement alone.
+        history_scale: w of the guidance on the given frames; 1: none.
         prompt_embeds: text `[B, L, D]`, or None for a model without text.
         negative_prompt_embeds: the same for the other side of the guidance, or None without guidance.
     """
@@ -33,6 +34,7 @@ class Conditions:
     known: Tensor
     frame_mask: Tensor
     reconstruction_scale: float = 0.0
+    history_scale: float = 1.0
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
 
@@ -127,6 +129,21 @@ class WindowSampling:
         x = x.to(self.unet.dtype)
         return self.unet(x, t.expand(len(x)), encoder_hidden_states=embeds, return_dict=False)[0].float()
 
+    def predict_from_history(self, z_t: Tensor, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """As `predict`, led away from what the model makes of the given frames when it is not told them.
+
+        Classifier-free guidance on frames, ô = free + w (bound − free), as in Song et al. 2025 ("History-Guided Video
+        Diffusion"), whose free side masks the given frames with noise of a level of its own; ours has that of z_t.
+
+        Args:
+            z_t: noisy clips `[B, C, F, H, W]`.
+            noisy: the same, with noised given values at every known place.
+            t: timestep of the scheduler.
+            conditions: what the model is told; `history_scale` is w.
+        """
+        free = self.predict(noisy, t, conditions.hide())
+        return free + conditions.history_scale * (self.predict(z_t, t, conditions) - free)
+
     def predict_guided(self, z_t: Tensor, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """As `predict`, with reconstruction guidance: equation (8) of Ho et al. 2022 ("Video Diffusion Models").
 
@@ -165,18 +182,24 @@ class WindowSampling:
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         guided = conditions.reconstruction_scale > 0 and bool(conditions.known.any())
+        historic = conditions.history_scale != 1 and bool(conditions.frame_mask.any())
         replaced = conditions.known & ~conditions.frame_mask
         for t in self.scheduler.timesteps:
             if self.interrupt:
                 continue
             self._current_timestep, z = t, conditions.place(z)
-            if guided or replaced.any():
+            if guided or historic or replaced.any():
                 noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
                 noisy = torch.where(
                     conditions.known, self.scheduler.add_noise(conditions.given, noise, t.expand(len(z))), z
                 )
                 z = torch.where(replaced, noisy, z)
-            output = self.predict_guided(z, noisy, t, conditions) if guided else self.predict(z, t, conditions)
+            if guided:
+                output = self.predict_guided(z, noisy, t, conditions)
+            elif historic:
+                output = self.predict_from_history(z, noisy, t, conditions)
+            else:
+                output = self.predict(z, t, conditions)
             z = self.scheduler.step(output, t, z, return_dict=False, **extra)[0]
             z, conditions = step_end(self, t, z, conditions)
         self._current_timestep = None

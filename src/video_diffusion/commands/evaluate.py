@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import os
 import shlex
 from pathlib import Path
@@ -41,6 +42,13 @@ def register(subparsers: Any) -> None:
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
     add("--steps", type=int, default=50, help="network calls of a clip, or of each window (default: %(default)s)")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
+    add(
+        "--history-guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="of guidance on the given frames; 1: none, more costs a second call a step (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s); the test clips are always the same")
     add("--batch-size", type=int, default=16, metavar="B", help="clips at once (default: %(default)s)")
     add("--device", help="cpu, cuda, mps (default: the fastest there is)")
@@ -100,6 +108,8 @@ def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
     asked: dict[str, Any] = {"model": args.model, "protocol": args.protocol, **numbers, "num_frames": args.num_frames}
     if "steps" in report["sampling"]:
         asked |= {name: getattr(args, name) for name in ("sampler", "steps", "gamma", "seed")}
+        if args.history_guidance != 1:
+            asked["history_guidance"] = args.history_guidance
     words = ["video-diffusion", "evaluate"]
     for name, value in asked.items():
         if value is not None:
@@ -140,6 +150,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--num-samples` is {args.num_samples}, expected none with `--protocol text`.")
     if args.num_frames is not None and args.protocol != "unconditional":
         raise ValueError(f"`--num-frames` is {args.num_frames}, expected none with `--protocol {args.protocol}`.")
+    if not 0 <= args.history_guidance < math.inf:
+        raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
+    if args.history_guidance != 1 and args.protocol == "text":
+        raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected none with `--protocol text`.")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
 
@@ -188,6 +202,7 @@ def open_source(args: argparse.Namespace) -> "Source":
         seed=args.seed,
         sampler=args.sampler,
         batch_size=args.batch_size,
+        history_guidance=args.history_guidance,
     )
 
 

@@ -87,6 +87,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weight of the given frames while sampling (default: none)",
     )
+    add(
+        "--history-guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="of guidance on the given frames; 1: none, more costs a second call a step (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="clip i is drawn from seed + i (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
@@ -195,6 +202,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"`--reconstruction-guidance` is {args.reconstruction_guidance}, expected a number from 0 up."
         )
+    if not 0 <= args.history_guidance < math.inf:
+        raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
     if args.guidance_scale is not None and not 1 <= args.guidance_scale < math.inf:
         raise ValueError(f"`--guidance-scale` is {args.guidance_scale}, expected a number from 1 up.")
     if args.prompt is None and (args.negative_prompt is not None or args.guidance_scale is not None):
@@ -273,6 +282,7 @@ def sample(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namesp
             window_overlap=args.window_overlap,
             window_scheme=args.window_scheme,
             reconstruction_guidance_scale=args.reconstruction_guidance,
+            history_guidance_scale=args.history_guidance,
             generator=[torch.Generator().manual_seed(args.seed + i) for i in clips],
             output_type="np",
             **options,

@@ -117,6 +117,8 @@ def _remarks(report: Mapping[str, Any]) -> str:
             f"{calls} network calls for a clip of {length} frames in {len(report['windows'][length])} window(s)"
             for length, calls in report["network_calls_per_clip"].items()
         )
+        if "history_guidance" in sampling:
+            gamma += f", guidance {sampling['history_guidance']:g} on the given frames"
         remarks.append(f"Sampler: {sampling['sampler']}{gamma}, seed {sampling['seed']}; {calls}.")
     if report["num_given"] == 0:
         remarks.append("Nothing is given, so the last frame repeated is a still of a real clip's first frame.")

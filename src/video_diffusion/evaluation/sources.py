@@ -74,6 +74,7 @@ class PipelineSource(Source):
         seed: of the noise.
         sampler: the sampler's name, for the report.
         batch_size: clips at once.
+        history_guidance: w of the guidance on given frames; 1: none.
     """
 
     def __init__(
@@ -85,9 +86,10 @@ class PipelineSource(Source):
         seed: int = 0,
         sampler: str = "ancestral",
         batch_size: int = 16,
+        history_guidance: float = 1.0,
     ) -> None:
         self.pipeline, self.identity, self.batch_size = pipeline, identity, batch_size
-        self.steps, self.seed = steps, seed
+        self.steps, self.seed, self.history_guidance = steps, seed, history_guidance
         scheduler = pipeline.scheduler
         self.settings = {
             "sampler": sampler,
@@ -96,6 +98,8 @@ class PipelineSource(Source):
             "steps": steps,
             "seed": seed,
         }
+        if history_guidance != 1:
+            self.settings["history_guidance"] = history_guidance
         height, width = pipeline.resolve_shape(1, None, None)[1:]
         if height != width:
             raise ValueError(f"The model's frames are {width}×{height}, expected square ones.")
@@ -126,9 +130,11 @@ class PipelineSource(Source):
             frames = self._given([given[row] for row, _ in batch]) if given.shape[1] else None
             for length in lengths:
                 generators = [clip_generator(self.seed, indices[row], sample, length) for row, sample in batch]
+                told = frames is not None or len(self._windows(0, length)) > 1
                 output: Any = self.pipeline(
                     video=frames,
                     num_frames=length,
+                    history_guidance_scale=self.history_guidance if told else 1.0,
                     num_inference_steps=self.steps,
                     num_videos_per_prompt=len(batch) if frames is None else 1,
                     generator=generators,
@@ -158,8 +164,9 @@ class PipelineSource(Source):
         """Counted on the sampler's own timesteps, which may be more or fewer than the steps asked for."""
         windows = {length: self._windows(num_given, length) for length in lengths}
         self.pipeline.scheduler.set_timesteps(self.steps)
-        calls = len(self.pipeline.scheduler.timesteps)
+        calls, guided = len(self.pipeline.scheduler.timesteps), self.history_guidance != 1
+        totals = {n: calls * sum(2 if guided and w.given else 1 for w in plan) for n, plan in windows.items()}
         return {
             "windows": {str(n): [[len(w.given), len(w.made)] for w in plan] for n, plan in windows.items()},
-            "network_calls_per_clip": {str(length): calls * len(plan) for length, plan in windows.items()},
+            "network_calls_per_clip": {str(length): total for length, total in totals.items()},
         }
