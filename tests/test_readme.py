@@ -8,17 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EVALUATION = ROOT / "pipelines" / "moving-mnist" / "evaluation"
-PROTOCOLS = sorted(file.stem for file in EVALUATION.glob("*.json"))
+REPORTS = sorted((ROOT / "pipelines").glob("*/evaluation/*.json"))
+each_report = pytest.mark.parametrize("file", REPORTS, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
 
 
-def test_the_embedded_model_was_measured_at_prediction_and_at_text():
-    assert {"paper", "text"} <= set(PROTOCOLS)
+def test_the_embedded_models_were_measured():
+    measured = {(file.parts[-3], file.stem) for file in REPORTS}
+    assert {("moving-mnist", "paper"), ("moving-mnist", "text")} <= measured
+    assert {model for model, _ in measured} == {folder.name for folder in (ROOT / "pipelines").iterdir()}
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_tables_are_those_of_the_evaluation(protocol):
-    text = (EVALUATION / f"{protocol}.md").read_text(encoding="utf-8")
+@each_report
+def test_the_tables_are_those_of_the_evaluation(file):
+    text = file.with_suffix(".md").read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert tables
     for table in tables:
@@ -26,13 +28,13 @@ def test_the_tables_are_those_of_the_evaluation(protocol):
         assert table in README
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_evaluated_weights_are_the_embedded_ones(protocol):
+@each_report
+def test_the_evaluated_weights_are_the_embedded_ones(file):
     import hashlib
 
-    report = json.loads((EVALUATION / f"{protocol}.json").read_text(encoding="utf-8"))
+    report = json.loads(file.read_text(encoding="utf-8"))
     for name, digest in report["model"]["sha256"].items():
-        assert hashlib.sha256((EVALUATION.parent / name).read_bytes()).hexdigest() == digest
+        assert hashlib.sha256((file.parents[1] / name).read_bytes()).hexdigest() == digest
 
 
 def test_every_command_beside_a_picture_is_the_one_that_makes_it():

@@ -335,8 +335,8 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         text = {f"{side}_embeds": self.prepare_text(side, texts, base, num_videos_per_prompt) for side in sides}
         canvas = self.prepare_canvas(given, shape, pixels=output_type != "latent")
         none = torch.zeros(0)
-        scales = (float(reconstruction_guidance_scale or 0), float(history_guidance_scale))
-        start = Conditions(none, none, none, *scales, **text)
+        w, w_history = float(reconstruction_guidance_scale or 0), float(history_guidance_scale)
+        start = Conditions(none, none, none, w, w_history, **text)
         self._num_timesteps, self._interrupt = num_inference_steps * len(windows), False
         with self.progress_bar(total=self._num_timesteps) as bar:
             step_end = StepEnd(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
