@@ -87,7 +87,7 @@ def test_another_push_takes_away_what_is_no_longer_of_the_package_and_leaves_the
 
 def test_what_is_no_model_or_a_pickle_is_refused_before_anything_is_sent(hub, folder, tmp_path, capsys):
     assert main(["space", "push", ID, "--model", str(tmp_path / "nowhere")]) == 2
-    assert "expected an embedded one (moving-mnist) or the folder of a pipeline" in capsys.readouterr().err
+    assert "expected an embedded one (moving-mnist, smmnist) or the folder of a pipeline" in capsys.readouterr().err
     (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.bin is a pickle"):
         space_files(folder)

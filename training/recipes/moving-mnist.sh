@@ -7,8 +7,8 @@ few=() # a CPU measures fewer clips; the reports say how many
 if [ "$SCALE" = tiny-cpu ]; then few=(--num-videos 128); fi
 
 train "$SCALE" "$SCALE" "$@"
-evaluate "$SCALE" --protocol paper --sampler dpm++ --steps 20 ${few[@]+--num-videos 256}
-evaluate "$SCALE" --protocol openstl --sampler dpm++ --steps 20 "${few[@]}"
+evaluate "$SCALE" --protocol paper --sampler dpm++ --steps 10 --history-guidance 2 ${few[@]+--num-videos 256}
+evaluate "$SCALE" --protocol openstl --sampler dpm++ --steps 10 --history-guidance 2 "${few[@]}"
 evaluate "$SCALE" --protocol unconditional --sampler dpm++ --steps 20 "${few[@]}"
 evaluate "$SCALE" --protocol text --sampler dpm++ --steps 20 "${few[@]}"
 finish "$SCALE"
