@@ -16,5 +16,5 @@ make generate video-diffusion generate
 make predict video-diffusion predict --from-dataset 3 --given 5 --history-guidance 2
 make interpolate video-diffusion interpolate --from-dataset 3 --history-guidance 2
 make text video-diffusion generate --prompt "the digit 3 moves right" --num-videos 1 --sampler dpm++ --steps 20
-make long video-diffusion generate --num-frames 60 --num-videos 1 --sampler dpm++ --steps 20 --history-guidance 2
+make long video-diffusion generate --num-frames 60 --num-videos 1 --sampler dpm++ --steps 20
 make text-long video-diffusion generate --prompt "the digit 3 moves right" --num-frames 60 --num-videos 1 --sampler dpm++ --steps 20

@@ -298,7 +298,7 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
             mask_image: spatial in-painting: bool or 0 and 1, `[F, H, W]` or `[H, W]`, true where `video`, which then
                 holds all F frames, is given. (Stock in-painting pipelines call it the other way round.)
             history_guidance_scale: classifier-free guidance on the frames that the model is told, in every window; 1
-                switches it off, more costs a second call a step. See `predict_from_history`.
+                switches it off, more costs a second call a step and drifts in long videos. See `predict_from_history`.
 
         Returns:
             `VideoDiffusionPipelineOutput`, or the tuple `(frames,)`, on the CPU. Given frames and pixels come back
