@@ -267,8 +267,6 @@ def save_pipeline(pipe: VideoDiffusionPipeline, output: Path) -> None:
 def dry_run(run: Run) -> None:
     """Prints the resolved run and what a step costs, the median of a few; writes nothing."""
     batch, seconds = run.batches[0], []
-    with FlopCounterMode(display=False) as flops:
-        run.accelerator.backward(run.loss(batch, 0)[0])
     for _ in range(1 + DRY_STEPS):  # the first compiles and allocates
         start = time.perf_counter()
         run.accelerator.backward(run.loss(batch, 0)[0])
@@ -280,6 +278,8 @@ def dry_run(run: Run) -> None:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[1:])
+    with FlopCounterMode(display=False) as flops:  # last: what is first called while it counts is never compiled
+        run.accelerator.backward(run.loss(batch, 0)[0])
     if not run.accelerator.is_main_process:
         return
     parameters = sum(p.numel() for p in run.learner.parameters())
