@@ -344,6 +344,13 @@ def test_conditions_that_the_model_was_built_for_are_required_and_checked(make_d
         ({"norm_num_groups": 5}, r"`block_out_channels` is .*`norm_num_groups` = 5"),
         ({"patch_size": 0}, "`patch_size` is 0, expected at least 1"),
         ({"layers_per_block": 0}, "`layers_per_block` is 0, expected at least 1"),
+        ({"layers_per_block": (1, 0)}, r"`layers_per_block` is \(1, 0\), expected at least 1"),
+        (
+            {"layers_per_block": (1, 1, 1)},
+            r"`layers_per_block` is \(1, 1, 1\), expected an integer or one for each of 2",
+        ),
+        ({"layers_per_block": 1.5}, r"`layers_per_block` is 1\.5, expected an integer or one for each of 2 levels"),
+        ({"spatial_attention": (True,)}, r"`spatial_attention` is \(True,\), expected a bool or one for each of 2"),
         ({"attention_head_dim": 0}, "`attention_head_dim` is 0, expected at least 1"),
     ],
 )

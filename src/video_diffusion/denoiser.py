@@ -515,9 +515,10 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
 
 
 def _per_level(name: str, value: Any, levels: int, kind: type) -> tuple[Any, ...]:
-    values = (value,) * levels if isinstance(value, kind) else tuple(value)
+    values = (value,) * levels if isinstance(value, kind) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(values) != levels or not all(isinstance(item, kind) for item in values):
-        raise ValueError(f"`{name}` is {value}, expected {kind.__name__} or one for each of {levels} levels.")
+        one = {bool: "a bool", int: "an integer"}[kind]
+        raise ValueError(f"`{name}` is {value}, expected {one} or one for each of {levels} levels.")
     return values
 
 
