@@ -2,13 +2,17 @@
 
 import argparse
 import hashlib
-import math
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_diffusion.commands.generate import SAMPLERS, load_pipeline
+from video_diffusion.commands.generate import (
+    SAMPLERS,
+    add_history_guidance,
+    check_history_guidance,
+    load_pipeline,
+)
 
 if TYPE_CHECKING:
     from video_diffusion.evaluation import Source, Workers
@@ -42,13 +46,7 @@ def register(subparsers: Any) -> None:
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
     add("--steps", type=int, default=50, help="network calls of a clip, or of each window (default: %(default)s)")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
-    add(
-        "--history-guidance",
-        type=float,
-        default=1.0,
-        metavar="W",
-        help="of guidance on the given frames; 1: none, more costs a second call a step (default: %(default)s)",
-    )
+    add_history_guidance(parser)
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s); the test clips are always the same")
     add("--batch-size", type=int, default=16, metavar="B", help="clips at once (default: %(default)s)")
     add("--device", help="cpu, cuda, mps (default: the fastest there is)")
@@ -150,8 +148,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--num-samples` is {args.num_samples}, expected none with `--protocol text`.")
     if args.num_frames is not None and args.protocol != "unconditional":
         raise ValueError(f"`--num-frames` is {args.num_frames}, expected none with `--protocol {args.protocol}`.")
-    if not 0 <= args.history_guidance < math.inf:
-        raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
+    check_history_guidance(args)
     if args.history_guidance != 1 and args.protocol == "text":
         raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected none with `--protocol text`.")
     if args.out.exists() and not args.out.is_dir():

@@ -87,13 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weight of the given frames while sampling (default: none)",
     )
-    add(
-        "--history-guidance",
-        type=float,
-        default=1.0,
-        metavar="W",
-        help="of guidance on the given frames; 1: none, more costs a second call a step (default: %(default)s)",
-    )
+    add_history_guidance(parser)
     add("--seed", type=int, default=0, help="clip i is drawn from seed + i (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
@@ -101,6 +95,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files (default: %(default)s)")
     add("--fps", type=float, default=8, help="frames a second of the files (default: %(default)s)")
     add("--device", help="cpu, cuda, mps (default: the fastest there is)")
+
+
+def add_history_guidance(parser: argparse.ArgumentParser) -> None:
+    """Adds `--history-guidance`, for every command that calls a pipeline with given frames."""
+    parser.add_argument(
+        "--history-guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="of guidance on the given frames; 1: none, more costs a second call a step (default: %(default)s)",
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
@@ -202,8 +207,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"`--reconstruction-guidance` is {args.reconstruction_guidance}, expected a number from 0 up."
         )
-    if not 0 <= args.history_guidance < math.inf:
-        raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
+    check_history_guidance(args)
     if args.guidance_scale is not None and not 1 <= args.guidance_scale < math.inf:
         raise ValueError(f"`--guidance-scale` is {args.guidance_scale}, expected a number from 1 up.")
     if args.prompt is None and (args.negative_prompt is not None or args.guidance_scale is not None):
@@ -216,6 +220,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--gamma` is {args.gamma}, expected none with `--sampler {args.sampler}`.")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
+
+
+def check_history_guidance(args: argparse.Namespace) -> None:
+    """Refuses a `--history-guidance` that is no scale. Raises a ValueError."""
+    if not 0 <= args.history_guidance < math.inf:
+        raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
 
 
 def load_pipeline(args: argparse.Namespace) -> "VideoDiffusionPipeline":
