@@ -20,7 +20,7 @@ pytest.importorskip("gradio")
 
 SIZE, FRAMES = 32, 5
 LIMITS = Limits(upload_bytes=100_000, calls=40, frames=30)
-QUICK = ("dpm++", 1, 0.3, 0, 0)  # sampler, steps, γ, guidance, seed
+QUICK = ("dpm++", 1, 0.3, 0, 1, 0)  # sampler, steps, γ, guidance, history guidance, seed
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +144,21 @@ def test_a_message_is_text_and_no_html(url):
         ([3], QUICK),
         (float("nan"), QUICK),
         (float("inf"), QUICK),
-        (3, ("dpm++", float("nan"), 0.3, 0, 0)),
-        (3, ("ancestral", 1, float("nan"), 0, 0)),
-        (3, ("ancestral", 1, 0.3, float("nan"), 0)),
-        (3, ("dpm++", 10**6, 0.3, 0, 0)),
-        (3, ("dpm++", 0, 0.3, 0, 0)),
-        (3, ("dpm++", 1.5, 0.3, 0, 0)),
-        (3, ("__import__", 1, 0.3, 0, 0)),
-        (3, ("ancestral", 1, 7, 0, 0)),
-        (3, ("ancestral", 1, 0.3, 10**6, 0)),
-        (3, ("ancestral", 1, 0.3, 1, 0)),
-        (3, ("dpm++", 1, 0.3, 0, -1)),
-        (3, ("dpm++", 1, 0.3, 0, 2**64)),
+        (3, ("dpm++", float("nan"), 0.3, 0, 1, 0)),
+        (3, ("ancestral", 1, float("nan"), 0, 1, 0)),
+        (3, ("ancestral", 1, 0.3, float("nan"), 1, 0)),
+        (3, ("dpm++", 1, 0.3, 0, float("nan"), 0)),
+        (3, ("dpm++", 1, 0.3, 0, 10**6, 0)),
+        (3, ("dpm++", 1, 0.3, 0, 2, 0)),
+        (3, ("dpm++", 10**6, 0.3, 0, 1, 0)),
+        (3, ("dpm++", 0, 0.3, 0, 1, 0)),
+        (3, ("dpm++", 1.5, 0.3, 0, 1, 0)),
+        (3, ("__import__", 1, 0.3, 0, 1, 0)),
+        (3, ("ancestral", 1, 7, 0, 1, 0)),
+        (3, ("ancestral", 1, 0.3, 10**6, 1, 0)),
+        (3, ("ancestral", 1, 0.3, 1, 1, 0)),
+        (3, ("dpm++", 1, 0.3, 0, 1, -1)),
+        (3, ("dpm++", 1, 0.3, 0, 1, 2**64)),
     ],
 )
 def test_a_number_beyond_its_slider_is_refused_and_the_model_is_not_run(url, studio, monkeypatch, frames, settings):
@@ -166,7 +169,7 @@ def test_a_number_beyond_its_slider_is_refused_and_the_model_is_not_run(url, stu
 
 def test_numbers_within_their_sliders_that_are_too_much_together_are_refused(url):
     message = "This clip takes 20 steps in each of .* windows, .* network calls; the demo makes at most 40"
-    refused(message, url, "long_video", "Nothing", 0, None, 1, 30, "autoregressive", "dpm++", 20, 0.3, 0, 0)
+    refused(message, url, "long_video", "Nothing", 0, None, 1, 30, "autoregressive", "dpm++", 20, 0.3, 0, 1, 0)
     refused("expected fewer than all of them", url, "predict", "Data set", 0, None, 4, 4, *QUICK)
     refused("not in the list of choices", url, "long_video", "Nothing", 0, None, 1, 30, "forever", *QUICK)
 

@@ -97,9 +97,13 @@ def test_a_long_clip_is_made_in_windows_with_its_progress_told(studio):
     assert Image.open(result.sheet).height == 22 + 3 * (64 + 6)
 
 
-def test_guidance_changes_what_is_made_around_given_frames(studio):
+@pytest.mark.parametrize("changes", [{"guidance": 5.0}, {"history": 2.0}, {"history": 2.0, "sampler": "dpm++"}])
+def test_guidance_changes_what_is_made_around_given_frames(studio, changes):
     task = studio.from_dataset(0, 2, 0, FRAMES)
-    plain, guided = (frames_of(studio.make(task, replace(OWN, guidance=w))) for w in (0.0, 5.0))
+    settings = replace(OWN, **changes)
+    plain, guided = (
+        frames_of(studio.make(task, how)) for how in (replace(settings, guidance=0.0, history=1.0), settings)
+    )
     assert np.array_equal(plain[:2], guided[:2])
     assert not np.array_equal(plain[2:], guided[2:])
 
@@ -156,6 +160,8 @@ def test_a_prompt_is_followed_where_the_model_reads_text(text_studio):
     assert not np.array_equal(clips[0], away)
     with pytest.raises(ValueError, match="`prompt` has 201 characters, expected at most 200"):
         text_studio.make_from_text("x" * 201, None, 3, FRAMES, quick, ignore)
+    with pytest.raises(ValueError, match="`history guidance` is 2, expected 1: no frames are given"):
+        text_studio.make_from_text("digit", None, 3, FRAMES, replace(quick, history=2.0), ignore)
     with pytest.raises(ValueError, match=r"`guidance` is 0\.5, expected a number from 1 to 20"):
         text_studio.make_from_text("digit", None, 0.5, FRAMES, quick, ignore)
 
@@ -185,11 +191,15 @@ def test_a_prompt_is_refused_where_it_reads_none(studio):
         {"guidance": 21},
         {"guidance": float("inf")},
         {"guidance": 1},
+        {"history": 0.5},
+        {"history": 5.5},
+        {"history": float("nan")},
+        {"sampler": "ancestral", "guidance": 1, "history": 2},
     ],
 )
 def test_settings_beyond_the_limits_are_refused_by_name(studio, changes):
     base = Settings()
-    with pytest.raises(ValueError, match=r"^`\w+` is .*, expected "):
+    with pytest.raises(ValueError, match=r"^`[\w ]+` is .*, expected "):
         studio.make(Task([], FRAMES), replace(base, **changes))
     assert check_settings(base, Limits()) == base
 
@@ -206,6 +216,8 @@ def test_what_is_too_much_together_is_refused(studio):
         ValueError, match="20 steps in each of 10 windows, 200 network calls; the demo makes at most 40"
     ):
         studio.make(Task([], 30), Settings(steps=20))
+    with pytest.raises(ValueError, match="20 steps in each of 2 windows, 80 network calls"):
+        studio.make(Task([], 6), Settings(steps=20, history=2.0))
     with pytest.raises(ValueError, match="2 frames are given of 2, expected fewer than all"):
         studio.from_dataset(0, 2, 0, 2)
     with pytest.raises(ValueError, match="`clip` is 10000, expected a whole number from 0 to 9999"):
@@ -214,6 +226,8 @@ def test_what_is_too_much_together_is_refused(studio):
         studio.make(Task([], 12), OWN, window_scheme="forever")
     with pytest.raises(ValueError, match="expected 0: no frames are given"):
         studio.make(Task([], FRAMES), replace(OWN, guidance=1.0))
+    with pytest.raises(ValueError, match="`history guidance` is 2, expected 1: no frames are given"):
+        studio.make(Task([], FRAMES), replace(OWN, history=2.0))
 
 
 def test_a_message_quotes_no_more_than_fits():

@@ -110,6 +110,14 @@ def test_a_model_that_takes_no_frames_is_refused_where_it_needs_them():
     source.check(UNCONDITIONAL, 8, 1, (10,))
 
 
+def test_guidance_on_given_frames_is_refused_where_none_are(pipeline):
+    source = PipelineSource(pipeline, {}, history_guidance=2.0)
+    with pytest.raises(ValueError, match=r"`--history-guidance` is 2, expected none: in clips of 10 frames nothing"):
+        source.check(UNCONDITIONAL, 8, 1, (10,))
+    source.check(UNCONDITIONAL, 8, 1, (10, 20))
+    source.check(PAPER, 8, 1, (10,))
+
+
 # --------------------------------------------------------------------------------------------------- folders of videos
 def write_folder(folder, clips, kind):
     """One file a clip, named without leading zeros; `clips` `[N, F, H, W, 1]`."""

@@ -65,7 +65,7 @@ def replace_temporal_attention(denoiser: VideoUNet3DConditionModel, kind: str) -
     for block in denoiser.modules():
         if not isinstance(block, VideoUNetBlock):
             continue
-        channels = block.resnet.conv2.out_channels
+        channels = block.temporal_attention.to_q.in_features
         other = TemporalConvolution(channels) if kind == "convolution" else NoMixing()
         block.temporal_attention = other  # type: ignore[assignment]
         block.position_bias.requires_grad_(False)

@@ -19,7 +19,8 @@ class Limits:
         frames: of a clip.
         steps: network calls of a window.
         calls: network calls of a clip, over all of its windows.
-        guidance: of both kinds.
+        guidance: of text and of reconstruction.
+        history: guidance on the given frames.
         characters: of a prompt.
         upload_bytes: of an upload, all of its files together.
         upload_files: of an upload.
@@ -32,6 +33,7 @@ class Limits:
     steps: int = 50
     calls: int = 300
     guidance: float = 20.0
+    history: float = 5.0
     characters: int = 200
     upload_bytes: int = 8 * 2**20
     upload_files: int = 60
@@ -50,6 +52,7 @@ class Settings:
         gamma: noise of the ancestral sampler, 0 to 1; the other samplers have none and do not look at it.
         seed: of the noise.
         guidance: weight of reconstruction guidance; 0 is none.
+        history: guidance on the given frames, with any sampler; 1 is none, another takes a second call a step.
     """
 
     sampler: str = "dpm++"
@@ -57,6 +60,12 @@ class Settings:
     gamma: float = 0.3
     seed: int = 0
     guidance: float = 0.0
+    history: float = 1.0
+
+    @property
+    def calls(self) -> int:
+        """Network calls of a window."""
+        return self.steps if self.history == 1 else 2 * self.steps
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
@@ -104,7 +113,8 @@ def check_settings(settings: Settings, limits: Limits) -> Settings:
     """The settings with their proper types.
 
     Raises:
-        ValueError: where one of them is outside its limits, or guidance is asked of a sampler that has none.
+        ValueError: where one of them is outside its limits, guidance is asked of a sampler that has none, or two kinds
+            of it at once.
     """
     checked = Settings(
         sampler=choice("sampler", settings.sampler, tuple(SAMPLERS)),
@@ -112,19 +122,25 @@ def check_settings(settings: Settings, limits: Limits) -> Settings:
         gamma=number("γ", settings.gamma, 0, 1),
         seed=whole("seed", settings.seed, 0, SEEDS - 1),
         guidance=number("guidance", settings.guidance, 0, limits.guidance),
+        history=number("history guidance", settings.history, 1, limits.history),
     )
     if checked.guidance > 0 and checked.sampler != OWN_SAMPLER:
         raise ValueError(
             f"`guidance` is {checked.guidance:g}, expected 0 with the sampler {checked.sampler}: choose {OWN_SAMPLER}."
         )
+    if checked.guidance > 0 and checked.history > 1:
+        raise ValueError(
+            f"`history guidance` is {checked.history:g}, expected 1 with `guidance` {checked.guidance:g}."
+        )
     return checked
 
 
-def check_calls(steps: int, windows: int, limits: Limits) -> None:
+def check_calls(settings: Settings, windows: int, limits: Limits) -> None:
     """Refuses a clip that would take more network calls than the limit. Raises ValueError."""
-    if steps * windows > limits.calls:
+    calls = settings.calls * windows
+    if calls > limits.calls:
         raise ValueError(
-            f"This clip takes {steps} steps in each of {windows} windows, {steps * windows} network calls; the demo "
+            f"This clip takes {settings.steps} steps in each of {windows} windows, {calls} network calls; the demo "
             f"makes at most {limits.calls}. Ask for fewer steps or frames."
         )
 

@@ -83,10 +83,11 @@ def generate_tab(studio: Studio) -> None:
         steps: float,
         gamma: float,
         guidance: float,
+        history: float,
         seed: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio finds it
     ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, seed)
+        chosen = settings(sampler, steps, gamma, guidance, history, seed)
         return shown.answer(lambda: studio.make(Task([], frames), chosen, progress))  # type: ignore[arg-type]
 
     _run(button, generate, [frames, *controls.values], shown, "generate")
@@ -137,10 +138,11 @@ def _given_tab(studio: Studio, name: str, both_ends: bool, most: int, usual: int
         steps: float,
         gamma: float,
         guidance: float,
+        history: float,
         seed: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, seed)
+        chosen = settings(sampler, steps, gamma, guidance, history, seed)
         asked = (source_of_frames, clip, files, drawn, given, frames, both_ends)
         return shown.answer(lambda: studio.make(source.task(*asked), chosen, progress))
 
@@ -190,10 +192,11 @@ def long_tab(studio: Studio) -> None:
         steps: float,
         gamma: float,
         guidance: float,
+        history: float,
         seed: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, seed)
+        chosen = settings(sampler, steps, gamma, guidance, history, seed)
         asked = (source_of_frames, clip, files, drawn, given, frames, False)
         return shown.answer(lambda: studio.make(source.task(*asked), chosen, progress, window_scheme))
 
@@ -227,10 +230,11 @@ def text_tab(studio: Studio) -> None:
         steps: float,
         gamma: float,
         guidance: float,
+        history: float,
         seed: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, seed)
+        chosen = settings(sampler, steps, gamma, guidance, history, seed)
         asked = (prompt, away_from, text_guidance, frames, chosen, progress)
         return shown.answer(lambda: studio.make_from_text(*asked))
 

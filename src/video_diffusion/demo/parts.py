@@ -55,7 +55,7 @@ class Controls:
 
     Args:
         studio: says which samplers and limits there are.
-        guided: whether reconstruction guidance can be asked for.
+        guided: whether guidance by given frames can be asked for.
     """
 
     def __init__(self, studio: Studio, guided: bool) -> None:
@@ -71,6 +71,9 @@ class Controls:
                 self.guidance = gr.Slider(
                     0, limits.guidance, 0, step=0.5, label="Guidance", info=ONLY, visible=guided, interactive=own
                 )
+                self.history = gr.Slider(
+                    1, limits.history, 1, step=0.5, label="History guidance", info="1 is none", visible=guided
+                )
             with gr.Row(elem_classes="seed"):
                 self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, scale=3)
                 dice = gr.Button("Random seed", size="sm", scale=1)
@@ -80,7 +83,7 @@ class Controls:
     @property
     def values(self) -> list[Any]:
         """The components, in the order of the arguments of `settings`."""
-        return [self.sampler, self.steps, self.gamma, self.guidance, self.seed]
+        return [self.sampler, self.steps, self.gamma, self.guidance, self.history, self.seed]
 
     @staticmethod
     def switch(sampler: str) -> tuple[Any, Any]:
@@ -89,9 +92,9 @@ class Controls:
         return gr.update(interactive=own), gr.update(interactive=own) if own else gr.update(interactive=False, value=0)
 
 
-def settings(sampler: str, steps: float, gamma: float, guidance: float, seed: float) -> Settings:
+def settings(sampler: str, steps: float, gamma: float, guidance: float, history: float, seed: float) -> Settings:
     """What `Controls.values` hold; it is checked where it is used."""
-    return Settings(sampler, steps, gamma, seed, guidance)  # type: ignore[arg-type]
+    return Settings(sampler, steps, gamma, seed, guidance, history)  # type: ignore[arg-type]
 
 
 class Frames:

@@ -148,15 +148,16 @@ class Studio:
         num_frames = whole("frames", task.num_frames, 2, self.limits.frames)
         plan = plan_windows(num_frames, self.trained, None, scheme(window_scheme), task.places)
         windows = sum(1 for _ in plan)
-        check_calls(settings.steps, windows, self.limits)
+        check_calls(settings, windows, self.limits)
         options: dict[str, Any] = {"window_scheme": window_scheme}
         if task.given is not None:
             task = to_model(task, self.pipeline.pixel_channels, 1)
             options |= {"video": task.given, "frame_indices": task.places}
         if task.given is not None or windows > 1:
             options["reconstruction_guidance_scale"] = self.guidance(settings)
-        elif settings.guidance > 0:
-            raise ValueError(f"`guidance` is {settings.guidance:g}, expected 0: no frames are given.")
+            options["history_guidance_scale"] = settings.history
+        else:
+            check_nothing_guides(settings)
         return self.sample(replace(task, num_frames=num_frames), settings, options, progress)
 
     def make_from_text(
@@ -166,8 +167,9 @@ class Studio:
         if not self.reads_text:
             raise ValueError(NO_TEXT)
         settings = check_settings(settings, self.limits)
+        check_nothing_guides(settings)
         num_frames = whole("frames", num_frames, 2, self.trained)
-        check_calls(settings.steps, 1, self.limits)
+        check_calls(settings, 1, self.limits)
         options = {
             "prompt": words("prompt", prompt, self.limits.characters),
             "negative_prompt": words("negative prompt", negative_prompt, self.limits.characters) or None,
@@ -222,6 +224,14 @@ class Studio:
             for file in self.results.popleft():
                 file.unlink(missing_ok=True)
         return Result(str(gif), str(mp4), str(sheet), summary)
+
+
+def check_nothing_guides(settings: Settings) -> None:
+    """Refuses guidance by given frames where there are none. Raises ValueError."""
+    if settings.guidance > 0:
+        raise ValueError(f"`guidance` is {settings.guidance:g}, expected 0: no frames are given.")
+    if settings.history > 1:
+        raise ValueError(f"`history guidance` is {settings.history:g}, expected 1: no frames are given.")
 
 
 def write_sheet(clip: Clip, task: Task, columns: int, path: Path) -> None:

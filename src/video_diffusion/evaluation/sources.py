@@ -107,10 +107,15 @@ class PipelineSource(Source):
         pipeline.set_progress_bar_config(disable=True)
 
     def check(self, protocol: Protocol, num_videos: int, num_samples: int, lengths: Sequence[int]) -> None:
-        """Raises a ValueError where the model cannot be given frames and the protocol needs it."""
+        """Raises a ValueError where the model cannot be given frames and the protocol needs it, or the other way."""
         unet, channels = self.pipeline.unet, self.pipeline.latent_channels
-        for length in lengths:
-            windows = self._windows(protocol.num_given, length)
+        plans = {length: self._windows(protocol.num_given, length) for length in lengths}
+        if self.history_guidance != 1 and not any(window.given for plan in plans.values() for window in plan):
+            raise ValueError(
+                f"`--history-guidance` is {self.history_guidance:g}, expected none: in clips of "
+                f"{' and '.join(map(str, lengths))} frames nothing is given."
+            )
+        for length, windows in plans.items():
             if any(window.given for window in windows) and unet.config.in_channels == channels:
                 raise ValueError(
                     f"The model has no channels for given frames (in_channels {channels}, not {2 * channels + 1}), "
