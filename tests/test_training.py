@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -171,6 +172,27 @@ def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(digits, r
     expected, got = weights(reference), weights(tmp_path)
     for key in expected:
         torch.testing.assert_close(got[key], expected[key], rtol=0, atol=2e-5)
+
+
+def test_sharded_weights_train_as_whole_ones_do_and_resume(digits, reference, tmp_path):
+    """The configuration for FSDP, on two processes without a GPU; stopped after three steps of six."""
+    config = ["--config_file", str(ROOT / "training" / "accelerate" / "fsdp.yaml"), "--num_processes", "2"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *config, "--mixed_precision", "no"]
+    words = command(digits, tmp_path, "--per_device_batch_size", "2", launcher=launcher)
+    words[words.index(SCRIPT)] = str(Path(__file__).parent / "sharded_training.py")
+    for steps in ("3", "6"):
+        result = run([*words, "--max_steps", steps])
+        assert result.returncode == 0, result.stderr
+    assert loss_curve(tmp_path) == pytest.approx(loss_curve(reference), rel=1e-5)
+    expected, got = weights(reference), weights(tmp_path)
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=0, atol=2e-5)
+
+
+def test_sharded_weights_refuse_an_optimiser_of_whole_matrices(monkeypatch, in_process):
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(ValueError, match="`optimizer` is 'muon', expected adamw where weights are sharded"):
+        in_process(set(), "--optimizer", "muon")
 
 
 def test_a_built_dataset_trains(digits, tmp_path):

@@ -1,10 +1,12 @@
 """What a run is built of: denoiser and scheduler, saved weights to start from, the optimiser and its schedule."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from config import DataArguments, ModelArguments, TrainArguments
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
@@ -120,6 +122,11 @@ def deepen(shallow: VideoUNet3DConditionModel, deep: VideoUNet3DConditionModel) 
                 else:
                     weights[key] = torch.zeros_like(value) if key.endswith("conv_shortcut.bias") else value
     return weights
+
+
+def whole(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """The weights, gathered from all processes where FSDP shards them; all processes call it together."""
+    return [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
 
 
 def build_optimizer(learner: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:

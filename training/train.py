@@ -5,7 +5,6 @@ run that was killed goes on from its newest checkpoint as if nothing had happene
 with twice the batch computes. At the end `output_dir` holds the averaged weights as a pipeline for `from_pretrained`.
 """
 
-import copy
 import json
 import os
 import resource
@@ -21,14 +20,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from batches import Batch, StepBatches, open_captions, open_source, passes, to_model
-from build import build_lr_scheduler, build_model, build_optimizer, compile_blocks, load_pretrained
+from build import build_lr_scheduler, build_model, build_optimizer, compile_blocks, load_pretrained, whole
 from config import Arguments, as_dict, parse_arguments
 from text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
@@ -93,6 +92,11 @@ class Run:
         if args.compile:
             compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            if args.optimizer != "adamw":
+                raise ValueError(f"`optimizer` is {args.optimizer!r}, expected adamw where weights are sharded.")
+            for parameter in self.learner.parameters():  # FSDP takes no channels-last weights
+                parameter.data = parameter.data.contiguous()
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         self.lr_scheduler = build_lr_scheduler(optimizer, args)
@@ -194,7 +198,7 @@ class Run:
         unet = VideoUNet3DConditionModel.from_config(self.denoiser.config).to(self.accelerator.device)
         encoder = None if self.text is None else self.text.encoder
         if self.text is not None and self.text.trained:
-            encoder = copy.deepcopy(self.text.encoder).eval()
+            encoder = type(self.text.encoder)(self.text.encoder.config).to(self.accelerator.device).eval()
         self.ema.copy_to(self.with_text(unet, encoder).parameters())
         return VideoDiffusionPipeline(
             unet=unet.eval(),
@@ -273,7 +277,7 @@ def dry_run(run: Run) -> None:
         run.accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm)
         run.optimizer.step()
         run.optimizer.zero_grad()
-        run.ema.step(run.learner.parameters())
+        run.ema.step(whole(run.learner.parameters()))
         if run.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -331,7 +335,7 @@ def train(run: Run) -> bool:
                     )
                 run.lr_scheduler.step()
                 run.optimizer.zero_grad()
-                run.ema.step(run.learner.parameters())
+                run.ema.step(whole(run.learner.parameters()))
                 progress.step += 1
                 bar.update()
         if not accelerator.sync_gradients:
