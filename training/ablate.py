@@ -84,6 +84,8 @@ VARIANTS = {
     "adaptive-times": f"{FAST} --times adaptive",
     "convolution": f"{FAST} --temporal convolution",
     "shift-alone": f"{FAST} --temporal none",
+    "coarse-attention": f"{FAST} --temporal coarse",
+    "schedule-linear": f"{FAST} --schedule linear --shift 1",
     "self-conditioning": f"{FAST} --self_conditioning True",
     "ema-linear": f"{FAST} --ema_widths True",
     "ema-trapezoid": f"{FAST} --ema_widths True --lr_scheduler trapezoid",

@@ -100,6 +100,9 @@ class Run:
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         self.lr_scheduler = build_lr_scheduler(optimizer, args)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # it sees no data loader to read this from
+            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            settings["train_micro_batch_size_per_gpu"] = args.per_device_batch_size
         self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.ema.to(self.accelerator.device)
         self.progress = Progress()

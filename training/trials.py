@@ -1,7 +1,7 @@
 """What `ablate.py` tries and the package does not have, each as a flag of a variant beside those of `train.py`."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ class TrialArguments:
     """Flags of a variant that `train.py` does not know."""
 
     times: str = field(default="stratified", metadata={"help": "stratified, uniform or adaptive."})
-    temporal: str = field(default="attention", metadata={"help": "attention, convolution or none, in every block."})
+    temporal: str = field(
+        default="attention",
+        metadata={"help": "attention; convolution or none in its place; or coarse: none at the finest level."},
+    )
     self_conditioning: bool = field(default=False, metadata={"help": "The denoiser sees its own estimate of x."})
     ema_widths: bool = field(default=False, metadata={"help": "Measure averages of several lengths, and none."})
 
@@ -61,8 +64,9 @@ class NoMixing(nn.Module):
 
 
 def replace_temporal_attention(denoiser: VideoUNet3DConditionModel, kind: str) -> None:
-    """Puts a convolution over frames, or nothing, in the place of temporal attention in every block."""
-    for block in denoiser.modules():
+    """Puts a convolution over frames, or nothing, in the place of temporal attention (see `TrialArguments`)."""
+    finest = [*cast(nn.ModuleList, denoiser.down_blocks[0]), *cast(nn.ModuleList, denoiser.up_blocks[-1])]
+    for block in finest if kind == "coarse" else denoiser.modules():
         if not isinstance(block, VideoUNetBlock):
             continue
         channels = block.temporal_attention.to_q.in_features
