@@ -6,6 +6,7 @@ with twice the batch computes. At the end `output_dir` holds the averaged weight
 """
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -92,17 +93,19 @@ class Run:
         if args.compile:
             compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
-        if self.accelerator.distributed_type == DistributedType.FSDP:
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             if args.optimizer != "adamw":
                 raise ValueError(f"`optimizer` is {args.optimizer!r}, expected adamw where weights are sharded.")
-            for parameter in self.learner.parameters():  # FSDP takes no channels-last weights
-                parameter.data = parameter.data.contiguous()
+            for parameter in self.learner.parameters():  # neither takes channels-last weights
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         self.lr_scheduler = build_lr_scheduler(optimizer, args)
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # it sees no data loader to read this from
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips and steps by itself
             settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
             settings["train_micro_batch_size_per_gpu"] = args.per_device_batch_size
+            settings["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+            settings["gradient_clipping"] = args.max_grad_norm
         self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
@@ -327,7 +330,7 @@ def train(run: Run) -> bool:
             totals += torch.stack([loss.detach(), error, torch.ones_like(error)])
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm)
-                finite = bool(torch.isfinite(norm))
+                finite = math.isfinite(norm)  # DeepSpeed gives a float
                 progress.bad_steps = 0 if finite else progress.bad_steps + 1
                 if finite:
                     run.optimizer.step()
