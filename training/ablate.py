@@ -85,6 +85,7 @@ VARIANTS = {
     "convolution": f"{FAST} --temporal convolution",
     "shift-alone": f"{FAST} --temporal none",
     "coarse-attention": f"{FAST} --temporal coarse",
+    "joint-attention": f"{FAST} --temporal joint",
     "schedule-linear": f"{FAST} --schedule linear --shift 1",
     "self-conditioning": f"{FAST} --self_conditioning True",
     "ema-linear": f"{FAST} --ema_widths True",
