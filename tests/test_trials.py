@@ -78,6 +78,26 @@ def test_attention_over_time_is_taken_away_where_it_is_asked(trials, make_denois
     denoiser(sample, 500.0).sample.sum().backward()
 
 
+def test_attention_over_space_and_time_is_attention_over_all_tokens_and_learns_where_they_are(trials, make_denoiser):
+    denoiser = make_denoiser(block_out_channels=(32, 32), attention_head_dim=32, sample_size=32, patch_size=4)
+    trials.replace_temporal_attention(denoiser, "joint")
+    layer = denoiser.mid_block.temporal_attention
+    assert layer.places == 16
+    assert not hasattr(denoiser.down_blocks[0][0].temporal_attention, "places")  # the finest level keeps its own
+    nn.init.eye_(layer.attention.to_out[0].weight)
+    tracks = torch.randn(2 * 16, 3, 32, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    tokens = tracks.reshape(2, 16, 3, 32).transpose(1, 2).reshape(2, 48, 32)
+    whole = bias.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    expected = layer.attention(tokens, attention_mask=whole).reshape(2, 3, 16, 32).transpose(1, 2).reshape(32, 3, 32)
+    torch.testing.assert_close(layer(tracks, bias), expected)
+    with torch.no_grad():
+        layer.table.weight[layer.offset[0, 5]] = 3.0  # a place and the one a row below and a column to the right
+    pairs = (layer.offset == layer.offset[0, 5]).nonzero().tolist()
+    assert pairs == [[place, place + 5] for place in range(11) if place % 4 < 3]
+    assert not torch.allclose(layer(tracks, bias), expected)
+
+
 def test_a_self_conditioned_denoiser_sees_its_own_estimate(trials):
     seen = []
 
