@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -122,6 +124,25 @@ def deepen(shallow: VideoUNet3DConditionModel, deep: VideoUNet3DConditionModel) 
                 else:
                     weights[key] = torch.zeros_like(value) if key.endswith("conv_shortcut.bias") else value
     return weights
+
+
+def ready_to_shard(learner: nn.Module, accelerator: Accelerator, args: TrainArguments) -> None:
+    """What FSDP and DeepSpeed need before `accelerator.prepare`; does nothing in other runs.
+
+    Raises:
+        ValueError: if the optimiser needs whole matrices.
+    """
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    if args.optimizer != "adamw":
+        raise ValueError(f"`optimizer` is {args.optimizer!r}, expected adamw where weights are sharded.")
+    for parameter in learner.parameters():  # neither takes channels-last weights
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips and steps by itself
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = args.per_device_batch_size
+        settings["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+        settings["gradient_clipping"] = args.max_grad_norm
 
 
 def whole(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:

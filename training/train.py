@@ -21,14 +21,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from batches import Batch, StepBatches, open_captions, open_source, passes, to_model
-from build import build_lr_scheduler, build_model, build_optimizer, compile_blocks, load_pretrained, whole
+from build import (
+    build_lr_scheduler,
+    build_model,
+    build_optimizer,
+    compile_blocks,
+    load_pretrained,
+    ready_to_shard,
+    whole,
+)
 from config import Arguments, as_dict, parse_arguments
 from text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
@@ -93,19 +101,10 @@ class Run:
         if args.compile:
             compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            if args.optimizer != "adamw":
-                raise ValueError(f"`optimizer` is {args.optimizer!r}, expected adamw where weights are sharded.")
-            for parameter in self.learner.parameters():  # neither takes channels-last weights
-                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        ready_to_shard(self.learner, self.accelerator, args)
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         self.lr_scheduler = build_lr_scheduler(optimizer, args)
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips and steps by itself
-            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
-            settings["train_micro_batch_size_per_gpu"] = args.per_device_batch_size
-            settings["gradient_accumulation_steps"] = args.gradient_accumulation_steps
-            settings["gradient_clipping"] = args.max_grad_norm
         self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
