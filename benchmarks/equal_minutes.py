@@ -5,10 +5,10 @@ Quality after equal minutes: three denoisers at equal parameters learn the same 
 
 Each trains alone for the same processor time (on a GPU: the same seconds) on classic Moving MNIST, 64×64, 10 frames,
 one clip a step, with AdamW and a learning rate that rises over the first tenth of the time and falls to zero at its
-end. The loss is ‖v − v̂‖² at times drawn uniformly, `video_diffusion.objective`, without given frames. Step k sees the
-same clip, noise and time in each of them. `v_loss` is that loss on held-out clips at the same noise and times for all;
-`predicting_zero` is what an output of zero scores, which is where ours, whose last layer starts at zero, begins. A
-minute is a beginning, and favours what takes many steps in it.
+end. The loss is ‖v − v̂‖² at times drawn uniformly, `video_diffusion.training.objective`, without given frames. Step
+k sees the same clip, noise and time in each of them. `v_loss` is that loss on held-out clips at the same noise and
+times for all; `predicting_zero` is what an output of zero scores, which is where ours, whose last layer starts at
+zero, begins. A minute is a beginning, and favours what takes many steps in it.
 """
 
 import math
@@ -21,7 +21,7 @@ from benchmarks.measure import Options, clock, part_main, rounded
 from benchmarks.peers import Denoiser, available, make
 from video_diffusion import VPContinuousScheduler
 from video_diffusion.data import MovingMNIST
-from video_diffusion.objective import diffusion_loss, draw
+from video_diffusion.training.objective import diffusion_loss, draw
 
 SECONDS, LEARNING_RATE, WARM_UP = 60.0, 8e-4, 0.1
 FRAMES, HELD_OUT, AT_ONCE = 10, 8, 4

@@ -24,15 +24,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from video_diffusion.commands.evaluate import open_source
-from video_diffusion.commands.generate import SAMPLERS
+from benchmarks.drift import MEASURES, QUANTILES, Drift, measure_drift, smooth
 from video_diffusion.data import MovingMNIST
-from video_diffusion.evaluation import PipelineSource, open_parts
+from video_diffusion.data.video_io import SHEET_COLOUR, atomic_path, contact_sheet
+from video_diffusion.digit_reader.reader import reader_report
+from video_diffusion.evaluation import PipelineSource, open_source
 from video_diffusion.evaluation.charts import Chart, draw_charts
-from video_diffusion.evaluation.drift import MEASURES, QUANTILES, Drift, measure_drift, smooth
-from video_diffusion.evaluation.reader import reader_report
-from video_diffusion.video_io import SHEET_COLOUR, atomic_path, contact_sheet
-from video_diffusion.windows import SCHEMES
+from video_diffusion.evaluation.run import open_parts
+from video_diffusion.model.windows import SCHEMES
+from video_diffusion.sampling import SAMPLERS
 
 RESULTS = Path(__file__).parent / "results" / "long_quality.json"
 SHOWN = 11  # frames of a video in the picture
@@ -111,10 +111,17 @@ def main() -> None:
     add("--device", help="cpu, cuda, mps (default: the fastest there is)")
     add("--out", type=Path, default=RESULTS, help="the JSON file (default: %(default)s)")
     args = parser.parse_args()
-    args.gamma, args.batch_size = None, 1
     out, parts = args.out, args.out.parent / f"{args.out.stem}-parts"
 
-    source = open_source(args)
+    source = open_source(
+        args.model,
+        sampler=args.sampler,
+        steps=args.steps,
+        seed=args.seed,
+        batch_size=1,
+        history_guidance=args.history_guidance,
+        device=args.device,
+    )
     if not isinstance(source, PipelineSource):
         raise SystemExit(f"`--model` is the folder of videos {args.model}, expected a pipeline.")
     model = {key: value for key, value in source.identity.items() if key != "name"}

@@ -26,7 +26,7 @@ def measure(options: Options, frames: int, scheme: str, scale: float | None) -> 
     import torch
 
     from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-    from video_diffusion.windows import plan_windows
+    from video_diffusion.model.windows import plan_windows
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.report import GENERATOR_GOAL, TRAINING_GOAL
+from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path
 from video_diffusion.evaluation.figure import GRID_COLOUR, OURS
-from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path
 
 Bar = tuple[str, float, float | None]  # label, ratio, goal
 SCALE, WIDTH, LABELS, ROW = 2, 900, 330, 24

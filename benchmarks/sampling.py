@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.measure import Options, part_main, rounded
 from video_diffusion.data import MovingMNIST
-from video_diffusion.scheduler import VPContinuousScheduler, alpha_sigma, posterior_coefficients, step_std
+from video_diffusion.model.scheduler import VPContinuousScheduler, alpha_sigma, posterior_coefficients, step_std
 
 LEVELS, SAMPLES = 14, 2**14  # SAMPLES = 2^LEVELS
 GAMMAS = (0.0, 0.3, 1.0)

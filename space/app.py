@@ -3,7 +3,7 @@
 import os
 
 from video_diffusion.demo.page import serve
-from video_diffusion.hub import embedded_models
+from video_diffusion.hub.folder import embedded_models
 
 if __name__ == "__main__":
     serve(os.environ.get("MODEL") or next(iter(embedded_models())))

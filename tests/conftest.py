@@ -1,15 +1,7 @@
-"""
-Shared by the tests: this folder on the import path, so that `from oracle import Gaussian` works under pytest's
-importlib mode, and a small denoiser with weights that hide nothing.
-"""
-
-import sys
-from pathlib import Path
+"""Shared by the tests: a small denoiser with weights that hide nothing."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 """Trains the network that reads generated clips: `python training/train_reader.py`, minutes on one CPU core.
 
-Writes the weights that `video_diffusion.evaluation.reader` loads, and beside them a JSON with what they reach on test
-digits. Every batch is a pure function of the seed and the step: 28×28 windows of pictures of one or two digits (28 or
-32 pixels, overlaps by maximum or by clipped sum), shifted, blurred, faded and noisy, among them empty ones, ones with
-a digit off their middle, ones with a digit whose quadrants are exchanged, which is none, and ones of noise and clouds.
+Writes the weights that `video_diffusion.digit_reader.reader` loads, and beside them a JSON with what they reach on
+test digits. Every batch is a pure function of the seed and the step: 28×28 windows of pictures of one or two digits
+(28 or 32 pixels, overlaps by maximum or by clipped sum), shifted, blurred, faded and noisy, among them empty ones,
+ones with a digit off their middle, ones with a digit whose quadrants are exchanged, which is none, and ones of noise
+and clouds.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from video_diffusion.data import MovingMNIST, load_digits, resize_images
 from video_diffusion.data.moving_mnist import render
-from video_diffusion.evaluation.reader import REACH, WEIGHTS, WINDOW, DigitReader, classify
+from video_diffusion.digit_reader.reader import REACH, WEIGHTS, WINDOW, DigitReader, classify
 
 SIZES = (28, 32)  # of a digit: classic and stochastic Moving MNIST
 DOUBT = 5  # pixels from the middle up to which nothing is asked of "a digit in the middle"

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
-    from video_diffusion.denoiser import VideoUNet3DConditionModel
-    from video_diffusion.pipeline import VideoDiffusionPipeline, VideoDiffusionPipelineOutput
-    from video_diffusion.scheduler import VPContinuousScheduler
+    from video_diffusion.model.denoiser import VideoUNet3DConditionModel
+    from video_diffusion.model.pipeline import VideoDiffusionPipeline, VideoDiffusionPipelineOutput
+    from video_diffusion.model.scheduler import VPContinuousScheduler
 
 _HOMES = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
-    "VPContinuousScheduler": "video_diffusion.scheduler",
-    "VideoDiffusionPipeline": "video_diffusion.pipeline",
-    "VideoDiffusionPipelineOutput": "video_diffusion.pipeline",
-    "VideoUNet3DConditionModel": "video_diffusion.denoiser",
+    "VPContinuousScheduler": "video_diffusion.model.scheduler",
+    "VideoDiffusionPipeline": "video_diffusion.model.pipeline",
+    "VideoDiffusionPipelineOutput": "video_diffusion.model.pipeline",
+    "VideoUNet3DConditionModel": "video_diffusion.model.denoiser",
 }
 
 __all__ = [

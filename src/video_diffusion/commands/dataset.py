@@ -54,7 +54,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run_push(args: argparse.Namespace) -> None:
     """Publishes a folder of clips and prints where it is."""
-    from video_diffusion.publishing import push_dataset
+    from video_diffusion.hub.publish import push_dataset
 
     print(f"Published: {push_dataset(args.folder, args.repo_id, **destination(args))}")
 

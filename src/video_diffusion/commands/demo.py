@@ -43,6 +43,6 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_push(args: argparse.Namespace) -> None:
     """Publishes the demo and prints where it is."""
-    from video_diffusion.spaces import push_space
+    from video_diffusion.hub.publish import push_space
 
     print(f"Published: {push_space(args.repo_id, model=args.model, **destination(args))}")

@@ -1,18 +1,13 @@
 """`video-diffusion evaluate`: a model, or a folder of videos, scored by a protocol."""
 
 import argparse
-import hashlib
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_diffusion.commands.generate import (
-    SAMPLERS,
-    add_history_guidance,
-    check_history_guidance,
-    load_pipeline,
-)
+from video_diffusion.commands.generate import add_history_guidance, check_history_guidance
+from video_diffusion.sampling import SAMPLERS, fastest_device
 
 if TYPE_CHECKING:
     from video_diffusion.evaluation import Source, Workers
@@ -66,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         run_text(args, workers)
         return
     protocol = PROTOCOLS[args.protocol]
-    source = open_source(args)
+    source = source_of(args)
     run = Run.of(source, protocol, args.num_videos, args.num_samples, args.num_frames, args.batch_size)
     scorer = Scorer(protocol, run.lengths, args.device, cache=default_folder())
     report = evaluate(source, run, args.out, scorer, workers=workers)
@@ -80,10 +75,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_text(args: argparse.Namespace, workers: "Workers") -> None:
     """Scores how well a model obeys prompts and writes the report."""
     from video_diffusion.evaluation import PipelineSource
-    from video_diffusion.evaluation.obedience import SCALES, TextRun, TextSource, evaluate_text, some_clips
+    from video_diffusion.evaluation.text import SCALES, TextRun, TextSource, evaluate_text, some_clips
     from video_diffusion.evaluation.text_report import markdown, write_text_report
 
-    opened = open_source(args)
+    opened = source_of(args)
     if not isinstance(opened, PipelineSource):
         raise ValueError(
             f"`--model` is the folder of videos {args.model}, expected a pipeline with `--protocol text`."
@@ -118,9 +113,9 @@ def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
 
 def write(report: dict[str, Any], source: "Source", run: Any, out: Path) -> tuple[Path, ...]:
     """Writes the JSON, the table and the picture; returns their paths."""
-    from video_diffusion.evaluation import read_clips
     from video_diffusion.evaluation.figure import write_figure
     from video_diffusion.evaluation.report import write_report
+    from video_diffusion.evaluation.run import read_clips
 
     count, length = min(SHOWN, run.num_videos), max(run.lengths)
     truth = run.protocol.truth(range(count), source.image_size)[:, :length]
@@ -157,8 +152,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def find_workers(args: argparse.Namespace) -> "Workers":
     """The processes that accelerate or torchrun started, or this one alone. Sets `args.device` where it is open."""
-    import torch
-
     from video_diffusion.evaluation import Workers
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -170,45 +163,21 @@ def find_workers(args: argparse.Namespace) -> "Workers":
         args.device = args.device or str(state.device)
         return Workers(state.process_index, state.num_processes, state.wait_for_everyone)
     if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        args.device = fastest_device()
     return Workers()
 
 
-def open_source(args: argparse.Namespace) -> "Source":
-    """What `--model` names: a pipeline with its sampler on its device, or a folder of videos. Raises a ValueError."""
-    from video_diffusion.evaluation import FolderSource, PipelineSource
-    from video_diffusion.hub import INDEX, embedded_models, resolve_model
-    from video_diffusion.pipeline import VideoDiffusionPipeline
+def source_of(args: argparse.Namespace) -> "Source":
+    """What `--model` names, sampled as the arguments say."""
+    from video_diffusion.evaluation import open_source
 
-    folder = Path(args.model)
-    if args.model not in embedded_models() and folder.is_dir() and not (folder / INDEX).is_file():
-        return FolderSource(folder)
-    found = Path(resolve_model(args.model))
-    folder = found if found.is_dir() else Path(VideoDiffusionPipeline.download(str(found)))
-    identity = {
-        "kind": "pipeline",
-        "name": args.model,
-        "revision": folder.name if folder.parent.name == "snapshots" else None,
-        "sha256": files_sha256(folder),
-    }
-    args = argparse.Namespace(**{**vars(args), "model": str(folder)})
-    return PipelineSource(
-        load_pipeline(args),
-        identity,
+    return open_source(
+        args.model,
+        sampler=args.sampler,
+        gamma=args.gamma,
         steps=args.steps,
         seed=args.seed,
-        sampler=args.sampler,
         batch_size=args.batch_size,
         history_guidance=args.history_guidance,
+        device=args.device,
     )
-
-
-def files_sha256(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every weights file and config of a pipeline's components, by its place in the folder."""
-    files = sorted(
-        file
-        for ending in ("safetensors", "bin", "json")
-        for file in folder.glob(f"*/*.{ending}")
-        if file.parent.name not in ("evaluation", "samples")  # what is made with the model is not the model
-    )
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

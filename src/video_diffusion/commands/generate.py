@@ -3,43 +3,28 @@
 import argparse
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from video_diffusion.windows import SCHEMES
+from video_diffusion.model.windows import SCHEMES
+from video_diffusion.sampling import (
+    SAMPLERS,
+    Clips,
+    Task,
+    dataset_task,
+    file_task,
+    frame_size,
+    load_pipeline,
+    sample,
+    to_model,
+)
 
 if TYPE_CHECKING:
-    from video_diffusion.pipeline import VideoDiffusionPipeline
+    from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
-SAMPLERS = {  # the stock solvers of diffusers, beside our own
-    "ancestral": None,
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 GUIDANCE_SCALE = 8.0  # with a prompt: what the embedded model obeys best
-Clips = NDArray[np.uint8]
-
-
-@dataclass
-class Task:
-    """What is asked of the model.
-
-    Args:
-        places: the places of the k given frames in a clip of `num_frames`.
-        num_frames: F.
-        given: the given frames of N clips, uint8 `[N, k, H, W, C]`, or None for free generation.
-        truth: the N whole clips, uint8 `[N, F, H, W, C]`, where they are known.
-    """
-
-    places: list[int]
-    num_frames: int
-    given: Clips | None = None
-    truth: Clips | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- the arguments
@@ -114,7 +99,7 @@ def run_generate(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     check_arguments(args)
     task = Task([], args.num_frames)
-    write(sample(load_pipeline(args), task, args), task, args, "generate", start)
+    write(make(open_model(args), task, args), task, args, "generate", start)
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -129,7 +114,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
 
 def run_conditional(args: argparse.Namespace, name: str, at_end: int) -> None:
     """Makes a clip from its first `--given` frames and its last `at_end`."""
-    from video_diffusion.video_io import read_video
+    from video_diffusion.data.video_io import read_video
 
     start = time.perf_counter()
     check_arguments(args)
@@ -138,63 +123,17 @@ def run_conditional(args: argparse.Namespace, name: str, at_end: int) -> None:
             f"`--given` is {args.given}, expected at least 1, given frames fewer than all {args.num_frames}."
         )
     clip = None if args.video_file is None else read_video(args.video_file)
-    pipeline = load_pipeline(args)
+    pipeline = open_model(args)
     height, width = frame_size(pipeline)
     if clip is None:
         task = dataset_task(args.from_dataset, args.given, at_end, args.num_frames, height, width)
     else:
         task = file_task(clip, args.given, at_end, args.num_frames, height, width)
     task = to_model(task, pipeline.pixel_channels, args.num_videos or 1)
-    write(sample(pipeline, task, args), task, args, name, start)
+    write(make(pipeline, task, args), task, args, name, start)
 
 
-# --------------------------------------------------------------------------------------------------- the given frames
-def ends(length: int, at_start: int, at_end: int) -> list[int]:
-    """The places of the first and the last frames of a clip."""
-    return [*range(at_start), *range(length - at_end, length)]
-
-
-def file_task(clip: Clips, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
-    """The task of one clip `[F, H, W, C]`: its frames at the start and at the end are given, at the model's size."""
-    from video_diffusion.video_io import resize
-
-    if len(clip) < at_start + at_end:
-        raise ValueError(f"`VIDEO_FILE` has {len(clip)} frames, expected the {at_start + at_end} given ones at least.")
-    if clip.shape[1:3] != (height, width):
-        print(f"Resized the given frames from {clip.shape[2]}×{clip.shape[1]} to {width}×{height}, the model's size.")
-        clip = resize(clip, height, width)
-    given = clip[ends(len(clip), at_start, at_end)]
-    whole = clip if at_end else clip[:num_frames]
-    truth = whole[None] if len(whole) == num_frames else None
-    return Task(ends(num_frames, at_start, at_end), num_frames, given[None], truth)
-
-
-def dataset_task(count: int, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
-    """The task of the first `count` test clips of Moving MNIST."""
-    from video_diffusion.data import MovingMNIST
-
-    if count < 1:
-        raise ValueError(f"`--from-dataset` is {count}, expected at least 1 clip.")
-    if height != width:
-        raise ValueError(f"`--from-dataset` makes square frames, expected a file: the model's are {width}×{height}.")
-    dataset = MovingMNIST(split="test", num_frames=num_frames, image_size=height, seed=0)
-    truth = dataset.batch(np.arange(count))[..., None]
-    places = ends(num_frames, at_start, at_end)
-    return Task(places, num_frames, truth[:, places], truth)
-
-
-def to_model(task: Task, channels: int, samples: int) -> Task:
-    """The task with the model's number of channels, each of its clips `samples` times."""
-    from video_diffusion.video_io import to_channels
-
-    given, truth = (
-        None if clips is None else np.repeat([to_channels(clip, channels) for clip in clips], samples, axis=0)
-        for clips in (task.given, task.truth)
-    )
-    return Task(task.places, task.num_frames, given, truth)
-
-
-# ----------------------------------------------------------------------------------------------------------- the model
+# ------------------------------------------------------------------------------------------------- arguments and files
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuses, before anything is loaded, the numbers that no model takes."""
     for name in ("num_videos", "num_frames", "steps", "batch_size"):
@@ -228,82 +167,35 @@ def check_history_guidance(args: argparse.Namespace) -> None:
         raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
 
 
-def load_pipeline(args: argparse.Namespace) -> "VideoDiffusionPipeline":
-    """The pipeline that the arguments name, with its sampler, on its device."""
-    import torch
-    from diffusers.utils import logging
-
-    from video_diffusion import VideoDiffusionPipeline
-    from video_diffusion.hub import resolve_model
-
-    logging.disable_progress_bar()
-    pipeline = VideoDiffusionPipeline.from_pretrained(resolve_model(args.model))
-    pipeline.scheduler = choose_sampler(pipeline.scheduler, args.sampler, args.gamma)
-    device = args.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return pipeline.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` is {device!r}, expected one that PyTorch has here: {error}") from error
+def open_model(args: argparse.Namespace) -> "VideoDiffusionPipeline":
+    """The pipeline that the arguments name."""
+    return load_pipeline(args.model, args.sampler, args.gamma, args.device)
 
 
-def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
-    """The model's own ancestral scheduler, with another γ if asked, or a stock solver on its schedule."""
-    import diffusers
-
-    from video_diffusion import VPContinuousScheduler
-
-    solver = SAMPLERS[sampler]
-    if solver is None and gamma is None:
-        return scheduler
-    if not isinstance(scheduler, VPContinuousScheduler):
-        raise ValueError(f"The model's scheduler is a {type(scheduler).__name__}: expected no `--sampler`, `--gamma`.")
-    if solver is None:
-        return VPContinuousScheduler.from_config(scheduler.config, gamma=gamma)
-    return scheduler.as_diffusers(getattr(diffusers, solver))
-
-
-def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:
-    """The model's height and width in pixels."""
-    return pipeline.resolve_shape(1, None, None)[1:]
-
-
-def sample(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespace) -> Clips:
+def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespace) -> Clips:
     """The clips of a task, uint8 `[N, F, H, W, C]`; clip i comes from the seed `--seed` + i."""
-    import torch
-
-    from video_diffusion.video_io import to_uint8
-
     count = len(task.given) if task.given is not None else args.num_videos or 4
-    batches = []
-    for first in range(0, count, args.batch_size):
-        clips = range(first, min(first + args.batch_size, count))
-        options: dict[str, Any] = {"num_videos_per_prompt": len(clips)}
-        if task.given is not None:
-            options = {"video": task.given[first : clips.stop], "frame_indices": task.places}
-        if args.prompt is not None:
-            scale = GUIDANCE_SCALE if args.guidance_scale is None else args.guidance_scale
-            options |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "guidance_scale": scale}
-        pipeline.set_progress_bar_config(desc=f"clips {first + 1} to {clips.stop} of {count}")
-        output: Any = pipeline(
-            num_frames=task.num_frames,
-            num_inference_steps=args.steps,
-            window_overlap=args.window_overlap,
-            window_scheme=args.window_scheme,
-            reconstruction_guidance_scale=args.reconstruction_guidance,
-            history_guidance_scale=args.history_guidance,
-            generator=[torch.Generator().manual_seed(args.seed + i) for i in clips],
-            output_type="np",
-            **options,
-        )
-        batches.append(output.frames)
-    return to_uint8(np.concatenate(batches))
+    options: dict[str, Any] = {}
+    if args.prompt is not None:
+        scale = GUIDANCE_SCALE if args.guidance_scale is None else args.guidance_scale
+        options = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "guidance_scale": scale}
+    return sample(
+        pipeline,
+        task,
+        range(args.seed, args.seed + count),
+        args.batch_size,
+        num_inference_steps=args.steps,
+        window_overlap=args.window_overlap,
+        window_scheme=args.window_scheme,
+        reconstruction_guidance_scale=args.reconstruction_guidance,
+        history_guidance_scale=args.history_guidance,
+        **options,
+    )
 
 
 def write(clips: Clips, task: Task, args: argparse.Namespace, name: str, start: float) -> None:
     """Writes a GIF and an MP4 for each clip and one contact sheet, and says where they are."""
-    from video_diffusion.video_io import contact_sheet, write_gif, write_mp4
+    from video_diffusion.data.video_io import contact_sheet, write_gif, write_mp4
 
     scale = max(1, 256 // clips.shape[2])
     for i, clip in enumerate(clips):

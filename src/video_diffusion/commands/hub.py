@@ -57,8 +57,8 @@ def destination(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_push(args: argparse.Namespace) -> None:
     """Publishes a pipeline and prints where it is."""
-    from video_diffusion.hub import embedded_models
-    from video_diffusion.publishing import push_pipeline
+    from video_diffusion.hub.folder import embedded_models
+    from video_diffusion.hub.publish import push_pipeline
 
     folder = embedded_models().get(args.folder, args.folder)
     variant = None if args.variant == "none" else args.variant
@@ -67,14 +67,14 @@ def run_push(args: argparse.Namespace) -> None:
 
 def run_pull(args: argparse.Namespace) -> None:
     """Downloads a pipeline and prints where it is."""
-    from video_diffusion.publishing import pull_pipeline
+    from video_diffusion.hub.publish import pull_pipeline
 
     print(f"Downloaded: {pull_pipeline(args.repo_id, args.folder, revision=args.revision)}")
 
 
 def run_card(args: argparse.Namespace) -> None:
     """Writes the card and prints where it is."""
-    from video_diffusion.cards import write_card, write_samples
+    from video_diffusion.hub.cards import write_card, write_samples
 
     if args.samples:
         write_samples(args.folder)

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from video_diffusion.commands.generate import SAMPLERS
-from video_diffusion.windows import SCHEMES
+from video_diffusion.model.windows import SCHEMES
+from video_diffusion.sampling import SAMPLERS
 
 SEEDS = 2**32  # a seed is one of 0..SEEDS−1
 OWN_SAMPLER = "ancestral"  # the one that knows γ and reconstruction guidance

@@ -5,11 +5,11 @@ from typing import Any
 
 import gradio as gr
 
-from video_diffusion.commands.generate import Task
 from video_diffusion.demo.limits import Limits
 from video_diffusion.demo.parts import DATASET, DRAWING, NOTHING, UPLOAD, Controls, Frames, Shown, counter, settings
 from video_diffusion.demo.studio import NO_TEXT, Studio
-from video_diffusion.windows import SCHEMES
+from video_diffusion.model.windows import SCHEMES
+from video_diffusion.sampling import Task
 
 WAITING = 16  # visitors in the queue; the next one is asked to come back
 CSS = ".pixels img { image-rendering: pixelated; } .seed { align-items: end; }"
@@ -266,7 +266,7 @@ def serve(model: str, host: str | None = None, port: int | None = None) -> None:
     from diffusers.utils import logging
 
     from video_diffusion import VideoDiffusionPipeline
-    from video_diffusion.hub import resolve_model
+    from video_diffusion.hub.folder import resolve_model
 
     logging.disable_progress_bar()
     studio = Studio(VideoDiffusionPipeline.from_pretrained(resolve_model(model)))

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import gradio as gr
 import numpy as np
 
-from video_diffusion.commands.generate import Task
+from video_diffusion.data.video_io import Clip
 from video_diffusion.demo.limits import OWN_SAMPLER, SEEDS, Settings
 from video_diffusion.demo.studio import TEST_CLIPS, Result, Studio
 from video_diffusion.demo.uploads import KINDS, moved, read_drawing, read_upload
-from video_diffusion.video_io import Clip
+from video_diffusion.sampling import Task
 
 NOTHING, DATASET, UPLOAD, DRAWING = "Nothing", "Data set", "Upload", "Drawing"
 DICE = f"() => Math.floor(Math.random() * {SEEDS})"

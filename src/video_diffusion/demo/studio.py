@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from video_diffusion import VPContinuousScheduler
-from video_diffusion.commands.generate import SAMPLERS, Task, choose_sampler, ends, frame_size, to_model
+from video_diffusion.data.video_io import Clip, contact_sheet, resize, to_uint8, write_gif, write_mp4
 from video_diffusion.demo.limits import (
     OWN_SAMPLER,
     Limits,
@@ -25,11 +25,11 @@ from video_diffusion.demo.limits import (
     whole,
     words,
 )
-from video_diffusion.video_io import Clip, contact_sheet, resize, to_uint8, write_gif, write_mp4
-from video_diffusion.windows import SCHEMES, plan_windows
+from video_diffusion.model.windows import SCHEMES, plan_windows
+from video_diffusion.sampling import SAMPLERS, Task, choose_sampler, ends, frame_size, to_model
 
 if TYPE_CHECKING:
-    from video_diffusion.pipeline import VideoDiffusionPipeline
+    from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
 NO_TEXT = "This model has no text encoder: it was trained without text, so it cannot follow a prompt."

@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from video_diffusion.data.video_io import Clip, drop_equal_channels, read_video, resize, to_channels
 from video_diffusion.demo.limits import Limits
-from video_diffusion.video_io import Clip, drop_equal_channels, read_video, resize, to_channels
 
 KINDS = "a GIF, an MP4, an npy array or PNG frames"
 NUMPY = b"\x93NUMPY"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR
 from video_diffusion.evaluation.figure import GRID_COLOUR, ticks
-from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR
 
 Colour = tuple[int, int, int]
 PALETTE: tuple[Colour, ...] = (

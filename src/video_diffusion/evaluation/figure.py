@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path, contact_sheet
 from video_diffusion.evaluation.report import LABELS, TITLES
-from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path, contact_sheet
 
 Point = tuple[float, float]
 COLOURS = {  # of the baselines; the model's is `OURS`

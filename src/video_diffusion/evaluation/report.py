@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from video_diffusion.data.video_io import atomic_path
 from video_diffusion.evaluation.protocols import BASELINES
-from video_diffusion.video_io import atomic_path
 
 MODEL_COLUMNS = ("one_sample", "mean_of_samples", "best_of_samples", "average_prediction")
 TITLES = {

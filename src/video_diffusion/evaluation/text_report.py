@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path, contact_sheet
 from video_diffusion.evaluation.charts import Chart, draw_charts
-from video_diffusion.evaluation.obedience import COLUMNS, QUESTIONS
-from video_diffusion.video_io import SHEET_COLOUR, TEXT_COLOUR, atomic_path, contact_sheet
+from video_diffusion.evaluation.text import COLUMNS, QUESTIONS
 
 TITLES = {"train": "words of the training captions", "held_out": "sentences that were not in training"}
 CHART, PER_ROW = (390, 230), 3

@@ -1,0 +1,1 @@
+"""Reads digits out of clips: a classifier and a tracker."""

@@ -1,0 +1,273 @@
+"""Scores a model, or a folder of videos, by a protocol: clips, baselines, figures; resumable, in several processes.
+
+Clips are made and measured in parts. Each part is one file, written whole or not at all, that holds the clips as 8-bit
+frames and what was measured of them. A run that was killed makes the parts that are missing; several processes share
+them out; the figures come from all parts together (`scores.Totals`). Frames are rounded to 8 bits before
+they are scored, so that a folder of the same clips gets the same figures.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from video_diffusion.data.video_io import atomic_path
+from video_diffusion.evaluation.protocols import DATA_SEED, Protocol
+from video_diffusion.evaluation.scores import Scorer, fold
+from video_diffusion.evaluation.sources import Source
+
+LIBRARIES = ("video-diffusion", "torch", "diffusers", "numpy")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that share a run.
+
+    Args:
+        rank: number of this one.
+        count: how many there are.
+        wait: returns once all of them have called it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    wait: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation.
+
+    Args:
+        protocol: what is measured.
+        num_videos: N; None: the protocol's, or what a folder of videos has of them.
+        num_samples: S, likewise.
+        lengths: frames of the whole clips; None: the protocol's.
+        batch_size: clips at once.
+
+    Raises:
+        ValueError: where a number is too small, or a length is none of the protocol's.
+    """
+
+    protocol: Protocol
+    num_videos: int
+    num_samples: int
+    lengths: tuple[int, ...]
+    batch_size: int = 16
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        protocol: Protocol,
+        num_videos: int | None = None,
+        num_samples: int | None = None,
+        lengths: Sequence[int] | None = None,
+        batch_size: int = 16,
+    ) -> "Run":
+        """Fills in what was not said and checks it all, before anything is computed. Raises a ValueError."""
+        for name, value in (("num-videos", num_videos), ("num-samples", num_samples), ("batch-size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name}` is {value}, expected at least 1.")
+        chosen = tuple(sorted(set(protocol.lengths if lengths is None else lengths)))
+        if not chosen or not set(chosen) <= set(protocol.lengths):
+            raise ValueError(f"`--num-frames` is {list(chosen)}, expected some of {list(protocol.lengths)}.")
+        if num_videos is None:
+            num_videos = min(protocol.num_videos, getattr(source, "num_videos", protocol.num_videos))
+        if num_samples is None:
+            num_samples = min(protocol.num_samples, getattr(source, "num_samples", protocol.num_samples))
+        if protocol.fvd and num_videos < 2:
+            raise ValueError(f"`--num-videos` is {num_videos}, expected at least 2: FVD compares covariances.")
+        source.check(protocol, num_videos, num_samples, chosen)
+        return cls(protocol, num_videos, num_samples, chosen, batch_size)
+
+    def settings(self, source: Source, scorer: Scorer) -> dict[str, Any]:
+        """All that decides about the clips and their scores, as JSON: parts of other settings are not mixed."""
+        return {
+            "protocol": self.protocol.name,
+            "model": {key: value for key, value in source.identity.items() if key != "name"},
+            "sampling": source.settings,
+            "num_videos": self.num_videos,
+            "num_samples": self.num_samples,
+            "lengths": list(self.lengths),
+            "image_size": source.image_size,
+            "data_seed": DATA_SEED,
+            "networks": scorer.networks,
+        }
+
+
+# ----------------------------------------------------------------------------------------------------------- the parts
+def open_parts(folder: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder of the parts, or finds one of the same settings. Raises a ValueError where they differ."""
+    file = folder / "settings.json"
+    if not file.exists():
+        with atomic_path(file) as draft:
+            draft.write_text(json.dumps(settings, indent=2) + "\n")
+    there = json.loads(file.read_text())
+    different = [key for key in {**there, **settings} if there.get(key) != settings.get(key)]
+    if different:
+        raise ValueError(
+            f"`--out` holds the parts of another run in {folder}: "
+            + "; ".join(f"{key} was {there.get(key)}, now {settings.get(key)}" for key in different)
+            + ". Expected the same settings, or another folder."
+        )
+    for draft in folder.glob(".part-*.npz"):  # of a process that was killed while it wrote
+        draft.unlink()
+
+
+def read_parts(folder: Path) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+    """The numbers of the clips and the arrays of each part, without the clips, in the order of the clips.
+
+    A part that cannot be read (a disk that was full) is deleted, so that the run makes it again.
+    """
+    for file in sorted(folder.glob("part-*.npz")):
+        try:
+            with np.load(file, allow_pickle=False) as part:
+                arrays = {key: part[key] for key in part.files if not key.startswith("clips.")}
+                indices = arrays.pop("indices")
+        except Exception:  # zipfile, zlib and numpy each have errors of their own for a damaged file
+            file.unlink(missing_ok=True)
+            continue
+        yield indices, arrays
+
+
+def read_clips(folder: Path, count: int, length: int) -> NDArray[np.uint8]:
+    """The clips 0 … `count` − 1 of the parts, uint8 `[count, S, F, H, W, 1]`."""
+    found: dict[int, NDArray[np.uint8]] = {}
+    for file in sorted(folder.glob("part-*.npz")):
+        with np.load(file, allow_pickle=False) as part:
+            found |= dict(zip(part["indices"].tolist(), part[f"clips.{length}"], strict=True))
+        if len(found) >= count:
+            break
+    return np.stack([found[i] for i in range(count)])
+
+
+def missing_batches(folder: Path, num_videos: int, size: int) -> list[list[int]]:
+    """The clips that no part has yet, in batches."""
+    done = {int(i) for indices, _ in read_parts(folder) for i in indices}
+    left = [i for i in range(num_videos) if i not in done]
+    return [left[first : first + size] for first in range(0, len(left), size)]
+
+
+def make_part(folder: Path, indices: list[int], run: Run, source: Source, scorer: Scorer) -> None:
+    """Makes and measures some clips and writes them with their scores."""
+    protocol, size = run.protocol, source.image_size
+    longest = max(run.lengths)
+    truth, real = protocol.truth(indices, size)[:, :longest], protocol.real(indices, size)[:, :longest]
+    start = time.perf_counter()
+    clips = source.clips(indices, truth[:, : protocol.num_given], run.num_samples, run.lengths)
+    middle = time.perf_counter()
+    scores = scorer.score(truth, real, clips)
+    seconds = np.array([middle - start, time.perf_counter() - middle])
+    arrays: dict[str, Any] = {**scores, **{f"clips.{length}": video for length, video in clips.items()}}
+    with atomic_path(folder / f"part-{indices[0]:07d}.npz") as draft:
+        np.savez_compressed(draft, indices=np.array(indices), seconds=seconds, **arrays)
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+def evaluate(
+    source: Source,
+    run: Run,
+    out: str | os.PathLike[str],
+    scorer: Scorer | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: bool = True,
+) -> dict[str, Any] | None:
+    """Runs a protocol to its end, from where an earlier call with the same folder stopped.
+
+    Args:
+        source: what is scored.
+        run: how.
+        out: the folder for the parts, `<protocol>-parts`; all processes must see it.
+        scorer: measures; by default on the CPU with the published networks.
+        workers: the processes that share the work.
+        progress: whether a bar counts the clips of this process.
+
+    Returns:
+        the report as JSON (`figures`, `settings`, `seconds`, …) in the first process, None in the others.
+
+    Raises:
+        ValueError: where the folder belongs to other settings, or a source has other clips than the protocol's.
+        OSError: where not all parts are in the folder at the end.
+    """
+    scorer = scorer or Scorer(run.protocol, run.lengths)
+    workers = workers or Workers()
+    parts = Path(out) / f"{run.protocol.name}-parts"
+    settings = run.settings(source, scorer)
+    if workers.rank == 0:
+        open_parts(parts, settings)
+    workers.wait()
+    batches = missing_batches(parts, run.num_videos, max(run.batch_size // run.num_samples, 1))
+    workers.wait()  # nobody writes before everybody has looked
+    mine = batches[workers.rank :: workers.count]
+    done = run.num_videos - sum(map(len, batches))
+    with tqdm(
+        total=done + sum(map(len, mine)),
+        initial=done,
+        unit="clip",
+        desc=f"{run.protocol.name}" + (f", process {workers.rank}" if workers.count > 1 else ""),
+        disable=not progress,
+    ) as bar:
+        for indices in mine:
+            make_part(parts, indices, run, source, scorer)
+            bar.update(len(indices))
+    workers.wait()
+    return summarise(parts, run, source, settings) if workers.rank == 0 else None
+
+
+def summarise(parts: Path, run: Run, source: Source, settings: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run whose parts are complete. Raises an OSError where they are not.
+
+    `seconds` is summed over all parts and processes, without what came from the cache of the baselines.
+    """
+    seconds = np.zeros(2)
+    count = 0
+
+    def scores() -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+        nonlocal seconds, count
+        for indices, arrays in read_parts(parts):
+            seconds, count = seconds + arrays.pop("seconds"), count + len(indices)
+            yield indices, arrays
+
+    figures = fold(run.protocol, run.num_videos, scores())
+    if count != run.num_videos:
+        raise OSError(
+            f"{parts} holds {count} clips, expected {run.num_videos}: run the command again; with several processes "
+            "`--out` must be a folder that all of them see."
+        )
+    protocol = run.protocol
+    cost = source.cost(protocol.num_given, run.lengths)
+    calls = cost.get("network_calls_per_clip", {})
+    return {
+        "protocol": protocol.name,
+        "text": protocol.text,
+        "departures": protocol.departures(run.num_videos, run.num_samples, source.image_size, run.lengths),
+        "model": source.identity,
+        **{key: value for key, value in settings.items() if key not in ("protocol", "model")},
+        "num_given": protocol.num_given,
+        "headline": protocol.headline if run.num_samples > 1 else "one_sample",
+        "figures": figures,
+        "known": [vars(known) for known in protocol.known],
+        **cost,
+        "network_calls": sum(calls.values()) * run.num_videos * run.num_samples if calls else None,
+        "seconds": {"clips": seconds[0].item(), "scores": seconds[1].item()},
+        "versions": {"python": platform.python_version(), **{name: library_version(name) for name in LIBRARIES}},
+    }
+
+
+def library_version(library: str) -> str | None:
+    """The installed version; None where it runs from a source tree."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

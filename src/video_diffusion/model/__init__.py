@@ -1,0 +1,1 @@
+"""What travels to the Hub: the denoiser, the scheduler and the pipeline."""

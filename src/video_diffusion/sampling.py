@@ -1,0 +1,178 @@
+"""What commands, demo, evaluation and benchmarks share: samplers by name, tasks, a pipeline on its device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from video_diffusion.model.pipeline import VideoDiffusionPipeline
+
+SAMPLERS = {  # the stock solvers of diffusers, beside our own
+    "ancestral": None,
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+Clips = NDArray[np.uint8]
+
+
+@dataclass
+class Task:
+    """What is asked of the model.
+
+    Args:
+        places: the places of the k given frames in a clip of `num_frames`.
+        num_frames: F.
+        given: the given frames of N clips, uint8 `[N, k, H, W, C]`, or None for free generation.
+        truth: the N whole clips, uint8 `[N, F, H, W, C]`, where they are known.
+    """
+
+    places: list[int]
+    num_frames: int
+    given: Clips | None = None
+    truth: Clips | None = None
+
+
+# --------------------------------------------------------------------------------------------------- the given frames
+def ends(length: int, at_start: int, at_end: int) -> list[int]:
+    """The places of the first and the last frames of a clip."""
+    return [*range(at_start), *range(length - at_end, length)]
+
+
+def file_task(clip: Clips, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
+    """The task of one clip `[F, H, W, C]`: its frames at the start and at the end are given, at the model's size."""
+    from video_diffusion.data.video_io import resize
+
+    if len(clip) < at_start + at_end:
+        raise ValueError(f"`VIDEO_FILE` has {len(clip)} frames, expected the {at_start + at_end} given ones at least.")
+    if clip.shape[1:3] != (height, width):
+        print(f"Resized the given frames from {clip.shape[2]}×{clip.shape[1]} to {width}×{height}, the model's size.")
+        clip = resize(clip, height, width)
+    given = clip[ends(len(clip), at_start, at_end)]
+    whole = clip if at_end else clip[:num_frames]
+    truth = whole[None] if len(whole) == num_frames else None
+    return Task(ends(num_frames, at_start, at_end), num_frames, given[None], truth)
+
+
+def dataset_task(count: int, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
+    """The task of the first `count` test clips of Moving MNIST."""
+    from video_diffusion.data import MovingMNIST
+
+    if count < 1:
+        raise ValueError(f"`--from-dataset` is {count}, expected at least 1 clip.")
+    if height != width:
+        raise ValueError(f"`--from-dataset` makes square frames, expected a file: the model's are {width}×{height}.")
+    dataset = MovingMNIST(split="test", num_frames=num_frames, image_size=height, seed=0)
+    truth = dataset.batch(np.arange(count))[..., None]
+    places = ends(num_frames, at_start, at_end)
+    return Task(places, num_frames, truth[:, places], truth)
+
+
+def to_model(task: Task, channels: int, samples: int) -> Task:
+    """The task with the model's number of channels, each of its clips `samples` times."""
+    from video_diffusion.data.video_io import to_channels
+
+    given, truth = (
+        None if clips is None else np.repeat([to_channels(clip, channels) for clip in clips], samples, axis=0)
+        for clips in (task.given, task.truth)
+    )
+    return Task(task.places, task.num_frames, given, truth)
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+def load_pipeline(
+    model: str, sampler: str = "ancestral", gamma: float | None = None, device: str | None = None
+) -> "VideoDiffusionPipeline":
+    """A pipeline with its sampler, on its device.
+
+    Args:
+        model: an embedded model's name, a folder or a Hub id.
+        sampler: one of `SAMPLERS`.
+        gamma: of the ancestral sampler, 0 to 1; None: the model's own.
+        device: as PyTorch names it; None: the fastest there is.
+
+    Raises:
+        ValueError: where one of these is not there.
+    """
+    import torch
+    from diffusers.utils import logging
+
+    from video_diffusion import VideoDiffusionPipeline
+    from video_diffusion.hub.folder import resolve_model
+
+    logging.disable_progress_bar()
+    pipeline = VideoDiffusionPipeline.from_pretrained(resolve_model(model))
+    pipeline.scheduler = choose_sampler(pipeline.scheduler, sampler, gamma)
+    device = device or fastest_device()
+    try:
+        return pipeline.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {device!r}, expected one that PyTorch has here: {error}") from error
+
+
+def fastest_device() -> str:
+    """cuda, mps or cpu: the fastest that this machine has."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
+    """The model's own ancestral scheduler, with another γ if asked, or a stock solver on its schedule."""
+    import diffusers
+
+    from video_diffusion import VPContinuousScheduler
+
+    solver = SAMPLERS[sampler]
+    if solver is None and gamma is None:
+        return scheduler
+    if not isinstance(scheduler, VPContinuousScheduler):
+        raise ValueError(f"The model's scheduler is a {type(scheduler).__name__}: expected no `--sampler`, `--gamma`.")
+    if solver is None:
+        return VPContinuousScheduler.from_config(scheduler.config, gamma=gamma)
+    return scheduler.as_diffusers(getattr(diffusers, solver))
+
+
+def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:
+    """The model's height and width in pixels."""
+    return pipeline.resolve_shape(1, None, None)[1:]
+
+
+def sample(
+    pipeline: "VideoDiffusionPipeline", task: Task, seeds: Sequence[int], batch_size: int = 16, **options: Any
+) -> Clips:
+    """The clips of a task.
+
+    Args:
+        pipeline: the model.
+        task: what is asked of it.
+        seeds: one a clip; clip i comes from its own, whatever the batch.
+        batch_size: clips at once.
+        options: further arguments of the pipeline's call.
+
+    Returns:
+        uint8 `[N, F, H, W, C]`.
+    """
+    import torch
+
+    from video_diffusion.data.video_io import to_uint8
+
+    batches = []
+    for first in range(0, len(seeds), batch_size):
+        batch = seeds[first : first + batch_size]
+        given: dict[str, Any] = {"num_videos_per_prompt": len(batch)}
+        if task.given is not None:
+            given = {"video": task.given[first : first + len(batch)], "frame_indices": task.places}
+        pipeline.set_progress_bar_config(desc=f"clips {first + 1} to {first + len(batch)} of {len(seeds)}")
+        output: Any = pipeline(
+            num_frames=task.num_frames,
+            generator=[torch.Generator().manual_seed(seed) for seed in batch],
+            output_type="np",
+            **given,
+            **options,
+        )
+        batches.append(output.frames)
+    return to_uint8(np.concatenate(batches))

@@ -1,0 +1,1 @@
+"""Training: arguments, batches, objective, optimisers, the loop."""

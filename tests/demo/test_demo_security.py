@@ -1,0 +1,224 @@
+"""What the demo's server refuses of programs that do not go through the page: names, paths, sizes, numbers, HTML."""
+
+import io
+import json
+import sys
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo_server import as_file, call, request, serving, upload
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
+from video_diffusion.cli import main
+from video_diffusion.data.video_io import write_gif
+from video_diffusion.demo.limits import Limits, whole
+from video_diffusion.demo.studio import Studio
+
+pytest.importorskip("gradio")
+
+SIZE, FRAMES = 32, 5
+LIMITS = Limits(upload_bytes=100_000, calls=40, frames=30)
+QUICK = ("dpm++", 1, 0.3, 0, 1, 0)  # sampler, steps, γ, guidance, history guidance, seed
+
+
+@pytest.fixture(scope="module")
+def studio():
+    from video_diffusion import VideoUNet3DConditionModel
+
+    config = {"sample_size": SIZE, "num_frames": FRAMES, "in_channels": 3, "out_channels": 1, "patch_size": 4}
+    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
+    pipeline = VideoDiffusionPipeline(VideoUNet3DConditionModel(**config).eval(), VPContinuousScheduler())
+    return Studio(pipeline, LIMITS)
+
+
+@pytest.fixture(scope="module")
+def url(studio):
+    with serving(studio) as url:
+        yield url
+
+
+@pytest.fixture
+def gif(tmp_path):
+    write_gif(
+        np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 1), dtype=np.uint8), tmp_path / "c.gif", scale=1
+    )
+    return (tmp_path / "c.gif").read_bytes()
+
+
+def predict(url, files, frames=FRAMES, given=2):
+    return call(url, "predict", "Upload", 0, files, given, frames, *QUICK)
+
+
+def refused(message, *asked):
+    with pytest.raises(RuntimeError, match=message):
+        call(*asked)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+@pytest.mark.parametrize(
+    "name",
+    ["../../../../tmp/evil.gif", "..\\..\\evil.gif", "/etc/cron.d/evil", "%2e%2e%2fevil.gif", "a/../../b", ""],
+)
+def test_an_uploaded_file_stays_in_the_servers_folder_whatever_it_is_called(url, gif, name):
+    from gradio.utils import get_upload_folder
+
+    path = Path(upload(url, name, gif))
+    assert path.resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    assert ".." not in path.parts
+    assert not Path("/etc/cron.d/evil").exists()
+    assert not Path("/tmp/evil.gif").exists()
+    clip, _, _, summary, _ = predict(url, as_file(str(path)))
+    assert summary.startswith(f"{FRAMES} frames, 1 steps of dpm++")
+    assert clip["path"].endswith(".gif")
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "{path}/../../../../../../../etc/passwd", "pyproject.toml"])
+def test_a_file_that_was_not_uploaded_is_not_read(url, gif, place):
+    with pytest.raises(RuntimeError) as caught:
+        predict(url, as_file(place.format(path=upload(url, "clip.gif", gif))))
+    assert "root:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/clip.gif", "https://example.com/c.gif", "file:///etc/passwd"])
+def test_an_address_is_not_fetched(url, address, monkeypatch):
+    async def fetch(*given, **named):
+        pytest.fail("it was fetched")
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_get", fetch)
+    with pytest.raises(RuntimeError, match="An address is not fetched" if address.startswith("http") else None):
+        predict(url, as_file(address))
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "../../etc/passwd", "pyproject.toml", "/proc/self/environ"])
+def test_the_server_hands_out_nothing_but_its_results(url, place):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        request(f"{url}/gradio_api/file={place}")
+    assert caught.value.code in (403, 404)
+
+
+def test_an_upload_beyond_the_limit_is_refused_while_it_arrives_and_several_together_too(url, gif):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        upload(url, "big.gif", b"GIF89a" + bytes(LIMITS.upload_bytes))
+    assert caught.value.code == 413
+    part = b"\x89PNG\r\n\x1a\n" + bytes(LIMITS.upload_bytes // 2)
+    files = [file for i in range(3) for file in as_file(upload(url, f"{i}.png", part), f"{i}.png")]
+    with pytest.raises(RuntimeError, match=r"The upload has 0\.1 MiB, expected at most"):
+        predict(url, files)
+
+
+def test_other_content_under_the_right_name_is_answered_by_a_message_without_folders(url):
+    for name, data in {"clip.gif": b"<script>", "clip.mp4": b"#EXTM3U\n", "clip.npy": b"\x80\x04\x95."}.items():
+        with pytest.raises(RuntimeError, match=f"{name} is not a video that the demo takes") as caught:
+            predict(url, as_file(upload(url, name, data), name))
+        assert "gradio/" not in str(caught.value)
+
+
+def test_a_message_is_text_and_no_html(url):
+    import gradio
+
+    from video_diffusion.demo.parts import refusing
+
+    with pytest.raises(gradio.Error) as caught:
+        refusing(whole, "frames", "<img src=x onerror=alert(1)>", 1, 2)
+    assert "&lt;img" in str(caught.value)
+    assert "<" not in str(caught.value)
+    data = io.BytesIO()
+    np.save(data, np.zeros((2, 2), np.uint8))
+    with pytest.raises(RuntimeError, match="expected uint8 or floats") as answered:
+        predict(url, as_file(upload(url, "<img src=x onerror=alert(1)>.npy", data.getvalue())))
+    assert "<" not in str(answered.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+@pytest.mark.parametrize(
+    ("frames", "settings"),
+    [
+        (10**6, QUICK),
+        (-1, QUICK),
+        (3.5, QUICK),
+        ("3", QUICK),
+        (True, QUICK),
+        (None, QUICK),
+        ([3], QUICK),
+        (float("nan"), QUICK),
+        (float("inf"), QUICK),
+        (3, ("dpm++", float("nan"), 0.3, 0, 1, 0)),
+        (3, ("ancestral", 1, float("nan"), 0, 1, 0)),
+        (3, ("ancestral", 1, 0.3, float("nan"), 1, 0)),
+        (3, ("dpm++", 1, 0.3, 0, float("nan"), 0)),
+        (3, ("dpm++", 1, 0.3, 0, 10**6, 0)),
+        (3, ("dpm++", 1, 0.3, 0, 2, 0)),
+        (3, ("dpm++", 10**6, 0.3, 0, 1, 0)),
+        (3, ("dpm++", 0, 0.3, 0, 1, 0)),
+        (3, ("dpm++", 1.5, 0.3, 0, 1, 0)),
+        (3, ("__import__", 1, 0.3, 0, 1, 0)),
+        (3, ("ancestral", 1, 7, 0, 1, 0)),
+        (3, ("ancestral", 1, 0.3, 10**6, 1, 0)),
+        (3, ("ancestral", 1, 0.3, 1, 1, 0)),
+        (3, ("dpm++", 1, 0.3, 0, 1, -1)),
+        (3, ("dpm++", 1, 0.3, 0, 1, 2**64)),
+    ],
+)
+def test_a_number_beyond_its_slider_is_refused_and_the_model_is_not_run(url, studio, monkeypatch, frames, settings):
+    monkeypatch.setattr(studio, "sample", lambda *given: pytest.fail("the model was run"))
+    with pytest.raises(RuntimeError):
+        call(url, "generate", frames, *settings)
+
+
+def test_numbers_within_their_sliders_that_are_too_much_together_are_refused(url):
+    message = "This clip takes 20 steps in each of .* windows, .* network calls; the demo makes at most 40"
+    refused(message, url, "long_video", "Nothing", 0, None, 1, 30, "autoregressive", "dpm++", 20, 0.3, 0, 1, 0)
+    refused("expected fewer than all of them", url, "predict", "Data set", 0, None, 4, 4, *QUICK)
+    refused("not in the list of choices", url, "long_video", "Nothing", 0, None, 1, 30, "forever", *QUICK)
+
+
+def test_a_call_that_is_no_json_or_has_too_few_values_is_refused(url):
+    for body in (b"[]", b"{", b'{"data": 3}'):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            request(f"{url}/gradio_api/call/generate", body, {"Content-Type": "application/json"})
+        assert 400 <= caught.value.code < 500
+    with pytest.raises(RuntimeError):
+        call(url, "generate", 3)
+
+
+def test_a_prompt_is_answered_by_a_message_where_the_model_reads_none(url):
+    refused("This model has no text encoder", url, "text", "a 3", "", 3, 3, *QUICK)
+
+
+def test_programs_can_call_the_five_tabs_and_nothing_else(url):
+    info = json.loads(request(f"{url}/gradio_api/info"))
+    assert sorted(info["named_endpoints"]) == ["/generate", "/interpolate", "/long_video", "/predict", "/text"]
+    assert info["unnamed_endpoints"] == {}
+    page = json.loads(request(f"{url}/config"))
+    assert not page.get("analytics_enabled", False)
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+def test_the_command_listens_on_this_machine_only_and_bounds_images_and_uploads(monkeypatch, tmp_path):
+    import gradio
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    seen = {}
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: seen.update(options, page=page))
+    assert main(["demo", "--port", "7999"]) == 0
+    assert seen["server_name"] is None  # gradio's own default: 127.0.0.1
+    assert seen["server_port"] == 7999
+    assert seen["max_file_size"] == Limits().upload_bytes
+    assert not seen["share"]
+    assert Image.MAX_IMAGE_PIXELS <= 2**21
+    workers = {f.concurrency_limit for f in seen["page"].fns.values() if f.concurrency_id == "model"}
+    assert workers == {1}
+    assert main(["demo", "--port", "70000"]) == 2
+    assert main(["demo", "--model", str(tmp_path / "nowhere")]) == 2
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("page", "parts"):
+        monkeypatch.delitem(sys.modules, f"video_diffusion.demo.{name}", raising=False)
+    assert main(["demo"]) == 2
+    assert "The demo needs gradio: pip install 'video-diffusion[demo]'" in capsys.readouterr().err

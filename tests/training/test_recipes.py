@@ -1,0 +1,78 @@
+"""The recipes and the configurations of accelerate: what the tools read, and a recipe that runs in parts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.sh"))
+CONFIGS = sorted((ROOT / "training" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_its_configuration(config):
+    parsed = load_config_from_file(str(config))
+    assert parsed.num_processes >= 2
+    assert parsed.distributed_type in set(DistributedType)
+    named = str(config.relative_to(ROOT))
+    assert f"--config_file {named}" in config.read_text(encoding="utf-8")  # the comment says how it is used
+
+
+def test_fsdp_wraps_the_class_that_the_model_repeats():
+    from video_diffusion import VideoUNet3DConditionModel
+
+    config = load_config_from_file(str(ROOT / "training" / "accelerate" / "fsdp.yaml"))
+    assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in VideoUNet3DConditionModel._no_split_modules
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_script_that_the_shell_reads(recipe):
+    assert subprocess.run(["bash", "-n", str(recipe)], capture_output=True).returncode == 0
+
+
+def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
+    """The real recipe, with a model of nothing and the evaluation left to a stand-in that notes what it is asked."""
+    digits = tmp_path / "digits.npz"
+    np.savez(digits, images=np.zeros((20, 28, 28), np.uint8), labels=np.arange(20) % 10)
+    asked, bin_ = tmp_path / "asked", tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "video-diffusion").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    (bin_ / "video-diffusion").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
+        "SCALE": "tiny-cpu",
+        "OUT": str(tmp_path / "runs"),
+        "LAUNCH": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+    flags = [
+        "--digits",
+        str(digits),
+        "--block_out_channels",
+        "64",
+        "64",
+        "--spatial_attention",
+        "0",
+        "1",
+        "--layers_per_block",
+        "1",
+    ]
+    flags += ["--max_steps", "3", "--per_device_batch_size", "1", "--num_frames", "2", "--validation_videos", "1"]
+    recipe = ["bash", str(ROOT / "training" / "recipes" / "moving-mnist.sh"), *flags]
+    part = subprocess.run(recipe, env=environment | {"MAX_MINUTES": "0"}, capture_output=True, text=True)
+    assert part.returncode == 3, part.stderr
+    assert not asked.exists()
+    whole = subprocess.run(recipe, env=environment, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert (tmp_path / "runs" / "tiny-cpu" / "model_index.json").is_file()
+    lines = asked.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["evaluate"] * 4 + ["card"]
+    again = subprocess.run(recipe, env=environment, capture_output=True, text=True)  # nothing is trained twice
+    assert again.returncode == 0
+    assert "step/s" not in again.stderr
