@@ -275,7 +275,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor, frames: int, frame_mask: Tensor | None = None) -> Tensor:
         """`[B·F, C, H, W]` and the activated time embedding `[B, D]` → `[B·F, C', H, W]`; the rest as in a block."""
-        modulation = self.time_emb_proj(temb).repeat_interleave(frames, dim=0)
+        modulation = self.time_emb_proj(temb)[:, None].expand(-1, frames, -1).flatten(0, 1)
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = self.act(self.norm1(x))
         if self.shifted_in:
@@ -447,7 +447,7 @@ class VideoTransformer(nn.Module):
     ) -> Tensor:
         """Features `[B·F, C, H, W]` → `[B·F, C, H, W]`; the arguments are those of `VideoUNetBlock.forward`."""
         height, width = x.shape[-2:]
-        place = self.pos_embed
+        place: Tensor = self.pos_embed
         if place.shape[-2:] != (height, width):
             place = F.interpolate(place, (height, width), mode="bilinear")
         tokens = to_tokens(x + place.to(x.dtype), frames)
