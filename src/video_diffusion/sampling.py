@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
+OWN_SAMPLER = "ancestral"
 SAMPLERS = {  # the stock solvers of diffusers, beside our own
-    "ancestral": None,
+    OWN_SAMPLER: None,
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
@@ -84,14 +85,14 @@ def to_model(task: Task, channels: int, samples: int) -> Task:
 
 # ----------------------------------------------------------------------------------------------------------- the model
 def load_pipeline(
-    model: str, sampler: str = "ancestral", gamma: float | None = None, device: str | None = None
+    model: str, sampler: str | None = None, gamma: float | None = None, device: str | None = None
 ) -> "VideoDiffusionPipeline":
     """A pipeline with its sampler, on its device.
 
     Args:
         model: an embedded model's name, a folder or a Hub id.
-        sampler: one of `SAMPLERS`.
-        gamma: of the ancestral sampler, 0 to 1; None: the model's own.
+        sampler: one of `SAMPLERS`; None: that of the model's generation config, else ancestral.
+        gamma: of the ancestral sampler, 0 to 1, which it then is; None: the model's own.
         device: as PyTorch names it; None: the fastest there is.
 
     Raises:
@@ -105,12 +106,22 @@ def load_pipeline(
 
     logging.disable_progress_bar()
     pipeline = VideoDiffusionPipeline.from_pretrained(resolve_model(model))
-    pipeline.scheduler = choose_sampler(pipeline.scheduler, sampler, gamma)
+    pipeline.scheduler = choose_sampler(pipeline.scheduler, sampler or default_sampler(pipeline, gamma), gamma)
     device = device or fastest_device()
     try:
         return pipeline.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` is {device!r}, expected one that PyTorch has here: {error}") from error
+
+
+def default_sampler(pipeline: "VideoDiffusionPipeline", gamma: float | None) -> str:
+    """The sampler of a model's generation config; our own with γ, without a config, or under a stock scheduler."""
+    from video_diffusion import VPContinuousScheduler
+
+    sampler = pipeline.generation_config.get("sampler", OWN_SAMPLER)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"`sampler` is {sampler!r} in the generation config, expected one of {tuple(SAMPLERS)}.")
+    return sampler if gamma is None and isinstance(pipeline.scheduler, VPContinuousScheduler) else OWN_SAMPLER
 
 
 def fastest_device() -> str:
@@ -138,7 +149,9 @@ def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
 
 def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:
     """The model's height and width in pixels."""
-    return pipeline.resolve_shape(1, None, None)[1:]
+    from video_diffusion.model.inputs import resolve_shape
+
+    return resolve_shape(pipeline, num_frames=1)[1:]
 
 
 def sample(
