@@ -1,8 +1,10 @@
-"""The denoising network: a U-Net factorised over space and time (Ho et al. 2022, "Video Diffusion Models").
+"""
+The denoising network: a U-Net factorised over space and time (Ho et al. 2022, "Video Diffusion Models"), with a
+transformer over space and time in its middle where `transformer_layers` asks for one.
 
-Inside, a video is `[B·F, C, H, W]` in channels-last memory, so that a token view `[B·F, H·W, C]` is free: 1×3×3
-convolutions and spatial attention see the frames as a batch; temporal attention sees height × width as a batch. Only
-temporal attention moves information between frames, and `temporal_shift` where it is asked for.
+Inside, a video is `[B·F, C, H, W]` in channels-last memory, so that a token view `[B, F, H·W, C]` is free:
+convolutions see the frames as a batch, and attention along any of the axes needs no copy. Attention over time, joint
+attention and `temporal_shift` move information between frames; nothing else does.
 """
 
 import math
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.activations import get_activation
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
@@ -22,6 +24,15 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from diffusers.utils import apply_lora_scale
 from einops import rearrange
 from torch import Tensor, nn
+
+Rotary = tuple[Tensor, Tensor]
+
+ATTENTION_PATTERNS = {  # what sees what, and tokens [B, F, S, heads, D] as [batch, sequence, heads, D]
+    "joint": lambda x: x.flatten(1, 2),  # all places of all frames
+    "space": lambda x: x.flatten(0, 1),  # all places of one frame
+    "time": lambda x: x.flatten(2, 3),  # one place in all frames: places are further heads, which costs no copy
+}
+TRANSFORMER_EPS = 1e-6
 
 
 def space_to_depth(x: Tensor, patch: int) -> Tensor:
@@ -61,6 +72,54 @@ class RelativePositionBias(nn.Module):
         return self.table(bucket + self.BUCKETS * (offset > 0)).permute(2, 0, 1)
 
 
+class VideoRotaryPosEmbed(nn.Module):
+    """Rotary positions over time, y and x (Su et al. 2021, "RoFormer"), on 1/4, 3/8 and 3/8 of a head's channels.
+
+    Args:
+        head_dim: channels of a head, a multiple of 16.
+        theta: the base for time, y and x; the slowest rotation of an axis turns by about 1/theta radians a step.
+    """
+
+    def __init__(self, head_dim: int, theta: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.theta = tuple(theta)
+        self.pairs = (head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16)
+        self._last: tuple[Any, Rotary] | None = None  # the tables of the last call, no part of the weights
+
+    def forward(self, frames: int, height: int, width: int, device: torch.device) -> Rotary:
+        """Cosine and sine `[F, H·W, 1, head_dim / 2]` in float32, made once as long as the shape stays."""
+        if torch.compiler.is_compiling():
+            return self._tables(frames, height, width, device)
+        key, last = (frames, height, width, device), self._last
+        if last is None or last[0] != key:
+            with torch.inference_mode(False):  # tables made while sampling must serve in training too
+                last = self._last = (key, self._tables(*key))
+        return last[1]
+
+    def _tables(self, frames: int, height: int, width: int, device: torch.device) -> Rotary:
+        places = torch.meshgrid(*(torch.arange(n, device=device) for n in (frames, height, width)), indexing="ij")
+        angles = [
+            place.reshape(frames, -1, 1, 1).float() * theta ** (-torch.arange(pairs, device=device) / pairs)
+            for place, pairs, theta in zip(places, self.pairs, self.theta, strict=True)
+        ]
+        angle = torch.cat(angles, dim=-1)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channel i of `[…, D]` and channel i + D/2 as a pair by the angle with cosine and sine `[…, D/2]`."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm in the input's precision, whatever that of the weight (under autocast they differ)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, D]` → `[…, D]`."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class VideoAttnProcessor:
     """Scaled dot-product attention through diffusers' dispatcher, so that `set_attention_backend` applies."""
 
@@ -73,14 +132,24 @@ class VideoAttnProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        """Queries `[N, L, C]`, keys from `[N, M, D]`, mask broadcast to `[N, heads, L, M]` → `[N, L, C]`."""
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if attn.fused_projections and encoder_hidden_states is None:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
+        """As `VideoAttention.forward`, without the first normalisation."""
+        if not attn.fused_projections:
+            source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        elif attn.is_cross_attention:
+            query, (key, value) = attn.to_q(hidden_states), attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+        else:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if rotary_emb is not None:
+            query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+        if attn.is_cross_attention:  # all tokens that read one text are one sequence
+            query = query.reshape(len(key), -1, *query.shape[-2:])
+        else:
+            query, key, value = (ATTENTION_PATTERNS[attn.pattern](x) for x in (query, key, value))
         out = dispatch_attention_fn(
             query,
             key,
@@ -89,37 +158,72 @@ class VideoAttnProcessor:
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
-        return attn.to_out[0](out.flatten(2))
+        return attn.to_out[0](out.reshape(hidden_states.shape))
 
 
 class VideoAttention(nn.Module, AttentionModuleMixin):
-    """Pre-normalised multi-head attention with a zero-initialised output, returned without its residual."""
+    """Multi-head attention with a zero-initialised output, returned without its residual.
+
+    Args:
+        channels: C.
+        head_dim: D, channels of a head.
+        pattern: a name of `ATTENTION_PATTERNS`; attention to text has no use for it.
+        cross_attention_dim: width of the text that is attended to; None: attention among the tokens.
+        norm_eps: ε of a LayerNorm before everything; None: the caller normalises.
+        qk_norm: whether queries and keys are normalised by RMSNorm (Dehghani et al. 2023, "ViT-22B").
+    """
 
     _default_processor_cls = VideoAttnProcessor
     _available_processors = [VideoAttnProcessor]  # noqa: RUF012  diffusers' hook
     processor: Any
     to_qkv: Any  # made by `fuse_projections`
+    to_kv: Any
 
-    def __init__(self, channels: int, head_dim: int, eps: float, cross_attention_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        pattern: str = "joint",
+        cross_attention_dim: int | None = None,
+        norm_eps: float | None = None,
+        qk_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.heads = channels // head_dim
         self.head_dim = head_dim
+        self.pattern = pattern
         self.is_cross_attention = cross_attention_dim is not None
         self.cross_attention_dim = cross_attention_dim
         self.use_bias = False
         source = channels if cross_attention_dim is None else cross_attention_dim
-        self.norm = nn.LayerNorm(channels, eps=eps)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(channels, eps=norm_eps)
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(source, channels, bias=False)
         self.to_v = nn.Linear(source, channels, bias=False)
+        self.norm_q = HeadNorm(head_dim, eps=TRANSFORMER_EPS) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(head_dim, eps=TRANSFORMER_EPS) if qk_norm else nn.Identity()
         self.to_out = nn.ModuleList([zero_init(nn.Linear(channels, channels))])
         self.processor = VideoAttnProcessor()
 
     def forward(
-        self, tokens: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        """Tokens `[N, L, C]` → `[N, L, C]`; the rest as in the processor."""
-        return self.processor(self, self.norm(tokens), encoder_hidden_states, attention_mask)
+        """Tokens `[B, F, S, C]` → `[B, F, S, C]`.
+
+        Args:
+            hidden_states: S places of F frames.
+            encoder_hidden_states: text `[N, M, cross_attention_dim]`; N is B, or B·F for one text a frame.
+            attention_mask: for text `[N, 1, 1, M]`; among tokens what the pattern asks for: joint `[B, 1, F·S, F·S]`,
+                space `[B·F, 1, S, S]`, time `[B, 1 or S·heads, F, F]`; bool (true: may attend) or a bias.
+            rotary_emb: cosine and sine, broadcast to `[B, F, S, heads, D / 2]`.
+        """
+        return self.processor(
+            self, self.norm(hidden_states), encoder_hidden_states, attention_mask, rotary_emb=rotary_emb
+        )
 
 
 def temporal_shift(x: Tensor, frames: int, channels: int, frame_mask: Tensor | None = None) -> Tensor:
@@ -170,8 +274,9 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, temb: Tensor, frames: int, frame_mask: Tensor | None = None) -> Tensor:
-        """`[B·F, C, H, W]` and the activated time embedding `[B·F, D]` → `[B·F, C', H, W]`; the rest as in a block."""
-        scale, shift = self.time_emb_proj(temb)[:, :, None, None].chunk(2, dim=1)
+        """`[B·F, C, H, W]` and the activated time embedding `[B, D]` → `[B·F, C', H, W]`; the rest as in a block."""
+        modulation = self.time_emb_proj(temb)[:, None].expand(-1, frames, -1).flatten(0, 1)
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = self.act(self.norm1(x))
         if self.shifted_in:
             h = temporal_shift(h, frames, self.shifted_in, frame_mask)
@@ -182,7 +287,7 @@ class ResnetBlock(nn.Module):
 
 
 class VideoUNetBlock(nn.Module):
-    """Convolutions, then attention over space, over the text (if any), and over time: the unit the U-Net repeats."""
+    """Convolutions, then, where asked for, attention over space, to the text and over time: a level's unit."""
 
     def __init__(
         self,
@@ -195,18 +300,19 @@ class VideoUNetBlock(nn.Module):
         head_dim: int,
         cross_attention_dim: int | None,
         shifted: float,
-        spatial: bool = True,
+        spatial: bool,
+        temporal: bool,
     ) -> None:
         super().__init__()
         self.resnet = ResnetBlock(in_channels, out_channels, temb_channels, groups, eps, act_fn, shifted)
-        self.spatial_attention = VideoAttention(out_channels, head_dim, eps) if spatial else None
+        self.spatial_attention = VideoAttention(out_channels, head_dim, "space", norm_eps=eps) if spatial else None
         self.cross_attention = (
-            VideoAttention(out_channels, head_dim, eps, cross_attention_dim)
+            VideoAttention(out_channels, head_dim, cross_attention_dim=cross_attention_dim, norm_eps=eps)
             if spatial and cross_attention_dim is not None
             else None
         )
-        self.position_bias = RelativePositionBias(out_channels // head_dim)
-        self.temporal_attention = VideoAttention(out_channels, head_dim, eps)
+        self.position_bias = RelativePositionBias(out_channels // head_dim) if temporal else None
+        self.temporal_attention = VideoAttention(out_channels, head_dim, "time", norm_eps=eps) if temporal else None
 
     def forward(
         self,
@@ -221,7 +327,7 @@ class VideoUNetBlock(nn.Module):
 
         Args:
             x: features.
-            temb: activated time embedding `[B·F, D]`.
+            temb: activated time embedding `[B, D]`.
             frames: F.
             text: token states `[N, L, cross_attention_dim]`; N is B, or B·F for one text a frame.
             text_mask: `[N, 1, 1, L]`, true where a token may be attended to.
@@ -229,23 +335,160 @@ class VideoUNetBlock(nn.Module):
         """
         x = self.resnet(x, temb, frames, frame_mask)
         height, width = x.shape[-2:]
-        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view: the memory is channels-last
+        tokens = to_tokens(x, frames)
         if self.spatial_attention is not None:
             tokens = tokens + self.spatial_attention(tokens)
         if self.cross_attention is not None and text is not None:
-            queries = tokens.reshape(len(text), -1, tokens.shape[-1])  # a view: all places that read one text
-            tokens = tokens + self.cross_attention(queries, text, text_mask).reshape(tokens.shape)
-        bias = self.position_bias(frames)[None].to(tokens.dtype)
-        if frame_mask is not None:
-            bias = bias.masked_fill(~frame_mask[:, None], -torch.inf).repeat_interleave(height * width, dim=0)
-        tracks = rearrange(tokens, "(b f) s c -> (b s) f c", f=frames)
-        moved = self.temporal_attention(tracks, attention_mask=bias)
-        tokens = tokens + rearrange(moved, "(b s) f c -> (b f) s c", s=height * width)
-        return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            tokens = tokens + self.cross_attention(tokens, text, text_mask)
+        if self.position_bias is not None and self.temporal_attention is not None:
+            bias = self.position_bias(frames)[None].to(tokens.dtype)
+            if frame_mask is not None:
+                bias = bias.masked_fill(~frame_mask[:, None], -torch.inf)
+            bias = bias.repeat(1, height * width, 1, 1)  # the same for all places
+            tokens = tokens + self.temporal_attention(tokens, attention_mask=bias)
+        return from_tokens(tokens, height, width)
+
+
+class VideoTransformerBlock(nn.Module):
+    """Attention along one pattern, then to the text (if any), then SwiGLU (Shazeer 2020), with modulated residuals.
+
+    Scale, shift and gate of attention and SwiGLU are the model's modulation plus a learned table of the block
+    ("adaLN-single", Chen et al. 2023, "PixArt-α"). A new block is the identity.
+    """
+
+    def __init__(
+        self, channels: int, head_dim: int, pattern: str, inner_dim: int, cross_attention_dim: int | None
+    ) -> None:
+        super().__init__()
+        eps = TRANSFORMER_EPS
+        self.norm1 = nn.LayerNorm(channels, eps=eps, elementwise_affine=False)
+        self.attn1 = VideoAttention(channels, head_dim, pattern, qk_norm=True)
+        self.norm2, self.attn2 = None, None
+        if cross_attention_dim is not None:
+            self.norm2 = nn.LayerNorm(channels, eps=eps)
+            self.attn2 = VideoAttention(channels, head_dim, cross_attention_dim=cross_attention_dim, qk_norm=True)
+        self.norm3 = nn.LayerNorm(channels, eps=eps, elementwise_affine=False)
+        self.ff = FeedForward(channels, inner_dim=inner_dim, activation_fn="swiglu")
+        zero_init(self.ff.net[-1])
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, channels))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        modulation: Tensor,
+        rotary_emb: Rotary,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens `[B, F, S, C]` and the model's modulation `[B, 6, C]` → `[B, F, S, C]`; the rest as in attention."""
+        parts = (self.scale_shift_table.to(modulation.dtype) + modulation)[:, :, None, None].unbind(1)
+        scale1, shift1, gate1, scale2, shift2, gate2 = parts
+        hidden = torch.addcmul(shift1, self.norm1(tokens), 1 + scale1)
+        hidden = self.attn1(hidden, attention_mask=attention_mask, rotary_emb=rotary_emb)
+        tokens = torch.addcmul(tokens, hidden, 1 + gate1)
+        if self.norm2 is not None and self.attn2 is not None and text is not None:
+            tokens = tokens + self.attn2(self.norm2(tokens), text, text_mask)
+        hidden = self.ff(torch.addcmul(shift2, self.norm3(tokens), 1 + scale2))
+        return torch.addcmul(tokens, hidden, 1 + gate2)
+
+
+class VideoTransformer(nn.Module):
+    """A stack of transformer blocks over all tokens of a clip: the U-Net's middle.
+
+    Rotary positions tell frames and places apart relative to each other, so other lengths work. A learned embedding of
+    the places tells where the picture ends; it is resized (bilinear) for other sizes.
+
+    Args:
+        channels: C.
+        head_dim: channels of a head.
+        patterns: of each block's attention, names of `ATTENTION_PATTERNS`.
+        inner_dim: width of SwiGLU.
+        cross_attention_dim: width of the text; None: no text.
+        cross_attention_every: every how many-th block attends to the text.
+        rope_theta: bases of the rotary embedding of time, y and x.
+        temb_channels: width of the time embedding.
+        places: rows and columns of the place embedding.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        patterns: tuple[str, ...],
+        inner_dim: int,
+        cross_attention_dim: int | None,
+        cross_attention_every: int,
+        rope_theta: tuple[float, float, float],
+        temb_channels: int,
+        places: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, channels, *places))
+        self.rope = VideoRotaryPosEmbed(head_dim, rope_theta)
+        self.adaln_single = zero_init(nn.Linear(temb_channels, 6 * channels))
+        self.transformer_blocks = nn.ModuleList(
+            VideoTransformerBlock(
+                channels, head_dim, pattern, inner_dim, None if place % cross_attention_every else cross_attention_dim
+            )
+            for place, pattern in enumerate(patterns, start=1)
+        )
+        self.norm_out = nn.LayerNorm(channels, eps=TRANSFORMER_EPS)
+
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor,
+        frames: int,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Features `[B·F, C, H, W]` → `[B·F, C, H, W]`; the arguments are those of `VideoUNetBlock.forward`."""
+        height, width = x.shape[-2:]
+        place: Tensor = self.pos_embed
+        if place.shape[-2:] != (height, width):
+            place = F.interpolate(place, (height, width), mode="bilinear")
+        tokens = to_tokens(x + place.to(x.dtype), frames)
+        modulation = self.adaln_single(temb).unflatten(1, (6, -1)).to(x.dtype)
+        rotary_emb = self.rope(frames, height, width, x.device)
+        masks = _frame_masks(frame_mask, height * width)
+        for block in cast(Any, self.transformer_blocks):
+            mask = masks.get(block.attn1.pattern)
+            tokens = run_block(self, block, tokens, modulation, rotary_emb, text, text_mask, mask)
+        return from_tokens(self.norm_out(tokens).to(x.dtype), height, width)
+
+
+def _frame_masks(frame_mask: Tensor | None, places: int) -> dict[str, Tensor]:
+    """The mask on frames `[B, F, F]` as the attention mask of each pattern that it concerns."""
+    if frame_mask is None:
+        return {}
+    tokens = frame_mask.repeat_interleave(places, dim=1).repeat_interleave(places, dim=2)
+    return {"time": frame_mask[:, None], "joint": tokens[:, None]}
+
+
+def to_tokens(x: Tensor, frames: int) -> Tensor:
+    """`[B·F, C, H, W]` → `[B, F, H·W, C]`, a view of channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, frames))
+
+
+def from_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
+    """`[B, F, H·W, C]` → `[B·F, C, H, W]` in channels-last memory."""
+    return tokens.flatten(0, 1).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def run_block(owner: Any, block: nn.Module, *args: Any) -> Tensor:
+    """Runs a block, under gradient checkpointing where its owner has that switched on."""
+    if owner.gradient_checkpointing and torch.is_grad_enabled():
+        return owner._gradient_checkpointing_func(block, *args)
+    return block(*args)
 
 
 class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMixin):
-    """A 3D U-Net factorised over space and time, with the call and the output of diffusers' `UNet3DConditionModel`.
+    """A 3D U-Net over space and time, with the call and the output of diffusers' `UNet3DConditionModel`.
+
+    Its middle is one block like those of the levels or, with `transformer_layers`, a transformer over space and time.
 
     Args:
         sample_size: height and width in training, pixels (what a pipeline makes by default).
@@ -255,6 +498,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         patch_size: p of the space-to-depth stem: the U-Net works at H/p × W/p.
         block_out_channels: width of each level; each next level halves height and width.
         layers_per_block: blocks in each level, on the way down and on the way up; one number, or one for each level.
+            0 only beside a transformer.
         attention_head_dim: channels of a head (a dimension, not a count); divides every width.
         norm_num_groups: groups of the normalisation; divides every width.
         norm_eps: its ε.
@@ -265,16 +509,27 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         temporal_shift: share of the channels that each 3×3 convolution takes from the frames before and after, half
             from either, in [0, 1]: see `temporal_shift`. 0: only temporal attention moves anything between frames.
         spatial_attention: for each level, or for all, whether its blocks attend over space and to the text. Its cost
-            grows with the square of height × width; convolutions and temporal attention are in every block.
+            grows with the square of height × width.
+        temporal_attention: for each level, or for all, whether its blocks attend over time, with a bias learned for
+            each distance.
+        transformer_layers: blocks of the transformer in the middle; `None`: the middle is one block of the last level.
+        attention_pattern: what attention of the transformer's blocks sees, repeated over them: "joint" (all places of
+            all frames), "space" (all places of a frame), "time" (one place in all frames).
+        cross_attention_every: every how many-th block of the transformer attends to the text.
+        rope_theta: bases of the transformer's rotary positions over time, y and x; `attention_head_dim` must be a
+            multiple of 16 for them.
+        transformer_inner_dim: width of the transformer's SwiGLU; `None`: 8/3 of the last level's width.
 
     Raises:
-        ValueError: if a width is not divisible by `attention_head_dim` or `norm_num_groups`, or a number is below 1.
+        ValueError: if a value does not fit, as a width that `attention_head_dim` does not divide.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["VideoUNetBlock"]  # noqa: RUF012  diffusers' hooks
-    _repeated_blocks = ["VideoUNetBlock"]  # noqa: RUF012
-    _skip_layerwise_casting_patterns = ["norm", "conv_in", "conv_out", "time_embedding", "position_bias"]  # noqa: RUF012
+    _no_split_modules = ["VideoUNetBlock", "VideoTransformerBlock"]  # noqa: RUF012  diffusers' hooks
+    _repeated_blocks = ["VideoUNetBlock", "VideoTransformerBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = [  # noqa: RUF012
+        *("norm", "conv_in", "conv_out", "time_embedding", "position_bias", "pos_embed", "adaln_single"),
+    ]
 
     @register_to_config
     def __init__(
@@ -295,6 +550,12 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         num_class_embeds: int | None = None,
         temporal_shift: float = 0.0,
         spatial_attention: bool | tuple[bool, ...] = True,
+        temporal_attention: bool | tuple[bool, ...] = True,
+        transformer_layers: int | None = None,
+        attention_pattern: tuple[str, ...] = ("joint", "space", "time", "space"),
+        cross_attention_every: int = 2,
+        rope_theta: tuple[float, float, float] = (1000.0, 100.0, 100.0),
+        transformer_inner_dim: int | None = None,
     ) -> None:
         super().__init__()
         _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size)
@@ -303,9 +564,11 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         self.gradient_checkpointing = False
         widths = tuple(block_out_channels)
         spatial = _per_level("spatial_attention", spatial_attention, len(widths), bool)
+        temporal = _per_level("temporal_attention", temporal_attention, len(widths), bool)
         depths = _per_level("layers_per_block", layers_per_block, len(widths), int)
-        if min(depths) < 1:
-            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least 1.")
+        if min(depths) < (1 if transformer_layers is None else 0):
+            beside = "" if transformer_layers is not None else " 1, or 0 beside a transformer (`transformer_layers`)"
+            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least{beside or ' 0'}.")
         stem = widths[0]
         temb_channels = 4 * stem
         self.time_proj = Timesteps(stem, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -326,12 +589,30 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
                 cross_attention_dim,
                 temporal_shift,
                 spatial[level],
+                temporal[level],
             )
 
         levels = range(len(widths))
         self.down_blocks = nn.ModuleList(nn.ModuleList(block(widths[i], i) for _ in range(depths[i])) for i in levels)
         self.downsamplers = nn.ModuleList(nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(widths))
-        self.mid_block = block(widths[-1], levels[-1])
+        if transformer_layers is None:
+            self.mid_block: nn.Module = block(widths[-1], levels[-1])
+        else:
+            _check_transformer(
+                transformer_layers, attention_pattern, cross_attention_every, rope_theta, attention_head_dim
+            )
+            pattern = tuple(attention_pattern) * transformer_layers
+            self.mid_block = VideoTransformer(
+                widths[-1],
+                attention_head_dim,
+                pattern[:transformer_layers],
+                _inner_dim(transformer_inner_dim, widths[-1]),
+                cross_attention_dim,
+                cross_attention_every,
+                rope_theta,
+                temb_channels,
+                _places(sample_size, patch_size * 2 ** (len(widths) - 1)),
+            )
         self.up_blocks = nn.ModuleList(
             nn.ModuleList(block(2 * widths[i], i) for _ in range(depths[i])) for i in reversed(levels)
         )
@@ -393,7 +674,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         """
         self._check_inputs(sample, encoder_hidden_states, attention_mask, cross_attention_kwargs, frame_attention_mask)
         batch, _, frames = sample.shape[:3]
-        temb = self._embed_time(sample, timestep, class_labels, timestep_cond).repeat_interleave(frames, dim=0)
+        temb = self._embed_time(sample, timestep, class_labels, timestep_cond)
         text = text_mask = None
         if encoder_hidden_states is not None:
             text = encoder_hidden_states.to(sample.dtype).flatten(0, -3)
@@ -405,30 +686,28 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         stem, skips = x, []
         for level, blocks in enumerate(self.down_blocks):
             for block in cast(nn.ModuleList, blocks):
-                x = self._run(block, x, *context)
+                x = run_block(self, block, x, *context)
                 skips.append(x)
             if level < len(self.downsamplers):
                 x = self.downsamplers[level](space_to_depth(x, 2))
         skips = _add_residuals("down_block_additional_residuals", skips, down_block_additional_residuals)
 
-        x = self._run(self.mid_block, x, *context)
+        if isinstance(self.mid_block, VideoTransformer):
+            x = self.mid_block(x, *context)  # which checkpoints its own blocks
+        else:
+            x = run_block(self, self.mid_block, x, *context)
         if mid_block_additional_residual is not None:
             (x,) = _add_residuals("mid_block_additional_residual", [x], (mid_block_additional_residual,))
 
         for level, blocks in enumerate(self.up_blocks):
             for block in cast(nn.ModuleList, blocks):
-                x = self._run(block, torch.cat([x, skips.pop()], dim=1), *context)
+                x = run_block(self, block, torch.cat([x, skips.pop()], dim=1), *context)
             if level < len(self.upsamplers):
                 x = depth_to_space(self.upsamplers[level](x), 2)
 
         x = self.conv_out(self.act(self.conv_norm_out(torch.cat([x, stem], dim=1))))
         x = rearrange(depth_to_space(x, self.config.patch_size), "(b f) c h w -> b c f h w", b=batch)
         return UNet3DConditionOutput(sample=x) if return_dict else (x,)
-
-    def _run(self, block: nn.Module, *args: Any) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
 
     def _embed_time(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None, timestep_cond: Tensor | None
@@ -512,6 +791,42 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
             f"`block_out_channels` is {tuple(widths)}, expected multiples of `attention_head_dim` = {head_dim} and "
             f"`norm_num_groups` = {groups}."
         )
+
+
+def _check_transformer(layers: int, pattern: Any, every: int, theta: Any, head_dim: int) -> None:
+    for name, value in {"transformer_layers": layers, "cross_attention_every": every}.items():
+        if not isinstance(value, int) or value < 1:
+            other = " (None: the middle is one block of the last level)" if name == "transformer_layers" else ""
+            raise ValueError(f"`{name}` is {value}, expected an integer of at least 1{other}.")
+    names = tuple(ATTENTION_PATTERNS)
+    if isinstance(pattern, str) or not pattern or any(name not in names for name in pattern):
+        raise ValueError(f"`attention_pattern` is {pattern!r}, expected a sequence of names among {names}.")
+    if len(theta) != 3 or min(theta) <= 0:
+        raise ValueError(f"`rope_theta` is {theta}, expected three numbers above 0, for time, y and x.")
+    if head_dim % 16:
+        raise ValueError(
+            f"`attention_head_dim` is {head_dim}, expected a multiple of 16 beside `transformer_layers`: rotary "
+            "positions of time, y and x take pairs of channels, 1/4, 3/8 and 3/8 of a head."
+        )
+
+
+def _inner_dim(inner_dim: int | None, width: int) -> int:
+    if inner_dim is None:
+        return 8 * width // 3
+    if not isinstance(inner_dim, int) or inner_dim < 1:
+        raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None or an integer of at least 1.")
+    return inner_dim
+
+
+def _places(sample_size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Rows and columns of tokens in the middle of a picture of `sample_size` pixels."""
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    if height < 1 or width < 1 or height % multiple or width % multiple:
+        raise ValueError(
+            f"`sample_size` is {sample_size}, expected multiples of {multiple} beside `transformer_layers`, which has "
+            "an embedding for each place."
+        )
+    return height // multiple, width // multiple
 
 
 def _per_level(name: str, value: Any, levels: int, kind: type) -> tuple[Any, ...]:
