@@ -1,1 +1,1 @@
-../../src/video_diffusion/pipeline.py
+../../src/video_diffusion/model/pipeline.py

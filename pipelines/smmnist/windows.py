@@ -1,1 +1,1 @@
-../../src/video_diffusion/windows.py
+../../src/video_diffusion/model/windows.py

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
+OWN_SAMPLER = "ancestral"
 SAMPLERS = {  # the stock solvers of diffusers, beside our own
-    "ancestral": None,
+    OWN_SAMPLER: None,
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
@@ -88,7 +89,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def load_pipeline(
     model: str,
-    sampler: str = "ancestral",
+    sampler: str | None = None,
     gamma: float | None = None,
     device: str | None = None,
     dtype: str = "auto",
@@ -97,8 +98,8 @@ def load_pipeline(
 
     Args:
         model: an embedded model's name, a folder or a Hub id.
-        sampler: one of `SAMPLERS`.
-        gamma: of the ancestral sampler, 0 to 1; None: the model's own.
+        sampler: one of `SAMPLERS`; None: that of the model's generation config, else ancestral.
+        gamma: of the ancestral sampler, 0 to 1, which it then is; None: the model's own.
         device: as PyTorch names it; None: the fastest there is.
         dtype: of the network's weights, one of `DTYPES`; "auto": see `fast_dtype`. The text encoder keeps its own.
 
@@ -113,7 +114,7 @@ def load_pipeline(
 
     logging.disable_progress_bar()
     pipeline = VideoDiffusionPipeline.from_pretrained(resolve_model(model))
-    pipeline.scheduler = choose_sampler(pipeline.scheduler, sampler, gamma)
+    pipeline.scheduler = choose_sampler(pipeline.scheduler, sampler or default_sampler(pipeline, gamma), gamma)
     device = device or fastest_device()
     if dtype not in DTYPES:
         raise ValueError(f"`--dtype` is {dtype!r}, expected one of {DTYPES}.")
@@ -123,6 +124,16 @@ def load_pipeline(
         raise ValueError(f"`--device` is {device!r}, expected one that PyTorch has here: {error}") from error
     torch.nn.Module.to(pipeline.unet, getattr(torch, fast_dtype(device) if dtype == "auto" else dtype))
     return pipeline
+
+
+def default_sampler(pipeline: "VideoDiffusionPipeline", gamma: float | None) -> str:
+    """The sampler of a model's generation config; our own with γ, without a config, or under a stock scheduler."""
+    from video_diffusion import VPContinuousScheduler
+
+    sampler = pipeline.generation_config.get("sampler", OWN_SAMPLER)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"`sampler` is {sampler!r} in the generation config, expected one of {tuple(SAMPLERS)}.")
+    return sampler if gamma is None and isinstance(pipeline.scheduler, VPContinuousScheduler) else OWN_SAMPLER
 
 
 def fastest_device() -> str:
@@ -162,7 +173,9 @@ def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
 
 def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:
     """The model's height and width in pixels."""
-    return pipeline.resolve_shape(1, None, None)[1:]
+    from video_diffusion.model.inputs import resolve_shape
+
+    return resolve_shape(pipeline, num_frames=1)[1:]
 
 
 def sample(

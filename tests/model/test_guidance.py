@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.model.guidance import Conditions
+from video_diffusion.model.guidance import Conditions, network, reconstruction
 from video_diffusion.model.scheduler import alpha_sigma
 
 FRAMES, RHO, STD = 5, 0.9, 0.2
@@ -116,8 +116,8 @@ def test_the_guided_estimate_is_equation_8_in_every_parametrisation(prediction_t
     x_a[:, :, given] = draw_given(given, 16).transpose(1, 2)
     known = torch.zeros(1, 1, FRAMES, 1, 1, dtype=torch.bool)
     known[:, :, given] = True
-    conditions = Conditions(x_a, known, torch.zeros_like(known), w)
-    output = pipeline.predict_guided(z, z, t, conditions)
+    conditions = Conditions(x_a, known, torch.zeros(1, FRAMES, dtype=torch.bool), noisy=z)
+    output, _ = reconstruction(network(pipeline.unet, scheduler), scheduler, w)(z, t, conditions)
     guided = scheduler.predict_original(output, t, z)
 
     G = gain(scheduler, t).float()

@@ -333,5 +333,5 @@ def test_prompt_embeddings_and_lists_of_prompts_equal_single_prompts(text_pipeli
     both = run(text_pipeline, prompt=["one", "two left"], generator=seeds(0, 1))
     alone = run(text_pipeline, prompt="two left", generator=seeds(1))
     torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=0)
-    embeds = text_pipeline.encode_text("prompt", ["two left"]).detach()
+    embeds = text_pipeline.encode_prompt(["two left"])[0].detach()
     torch.testing.assert_close(run(text_pipeline, prompt_embeds=embeds, generator=seeds(1)), alone, atol=1e-5, rtol=0)

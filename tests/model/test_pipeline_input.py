@@ -7,7 +7,7 @@ from diffusers import UNet3DConditionModel
 from PIL import Image
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.model.pipeline import count_clips, read_frames
+from video_diffusion.model.inputs import count_clips, read_frames
 
 
 def own_unet(**changes):
@@ -70,7 +70,7 @@ def test_every_form_of_given_frames_is_read_as_the_same_clip(as_type):
         ({"num_inference_steps": 0}, "`num_inference_steps` is 0, expected an integer of at least 1"),
         ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt` is 0"),
         ({"output_type": "gif"}, "`output_type` is 'gif', expected one of"),
-        ({"guidance_scale": 0.5}, "`guidance_scale` is 0.5, expected at least 1"),
+        ({"guidance_scale": 0.5}, "`guidance_scale` is 0.5, expected 0 or at least 1"),
         ({"guidance_scale": math.nan}, "`guidance_scale` is nan"),
         ({"guidance_scale": 2.0}, "`guidance_scale` is 2.0, expected 1"),
         ({"reconstruction_guidance_scale": 2.0}, "`reconstruction_guidance_scale` is 2.0, expected None: nothing"),

@@ -102,7 +102,7 @@ def test_training_and_the_pipeline_read_a_caption_alike():
     states = frozen.inputs(captions, kept, videos=2, images=1)["encoder_hidden_states"]
     unet = VideoUNet3DConditionModel(block_out_channels=(32,), cross_attention_dim=128)
     pipe = VideoDiffusionPipeline(unet, VPContinuousScheduler(), encoder, tokenizer)
-    said, silent = pipe.encode_text("prompt", [captions[0], ""])
+    said, silent = pipe.encode_prompt([captions[0], ""])[0]
     torch.testing.assert_close(states, torch.stack([torch.stack([said, said, silent]), torch.stack([silent] * 3)]))
     trained = text.RunText(encoder, tokenizer, trained=True, device=torch.device("cpu"))
     inputs = trained.inputs(captions, kept, videos=2, images=1)

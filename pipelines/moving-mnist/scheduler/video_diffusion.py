@@ -1,1 +1,1 @@
-../../../src/video_diffusion/scheduler.py
+../../../src/video_diffusion/model/scheduler.py

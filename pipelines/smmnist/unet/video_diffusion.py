@@ -1,1 +1,1 @@
-../../../src/video_diffusion/denoiser.py
+../../../src/video_diffusion/model/denoiser.py

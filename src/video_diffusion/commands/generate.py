@@ -10,6 +10,7 @@ import numpy as np
 
 from video_diffusion.model.windows import SCHEMES
 from video_diffusion.sampling import (
+    OWN_SAMPLER,
     SAMPLERS,
     Clips,
     Task,
@@ -61,9 +62,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="S",
-        help="of classifier-free guidance, 1: none; costs a second call a step (default: 8 with a prompt, else 1)",
+        help="of classifier-free guidance, 1: none; costs a second call a step (default: with a prompt, the model's "
+        "generation config, else 8)",
     )
-    add("--steps", type=int, default=50, help="network calls of a clip or window (default: %(default)s)")
+    add(
+        "--steps", type=int, help="network calls of a clip or window (default: the model's generation config, else 50)"
+    )
     add("--window-overlap", type=int, metavar="K", help="known frames that a window begins with (default: half of it)")
     add("--window-scheme", choices=SCHEMES, default=SCHEMES[0], help="order of the windows (default: %(default)s)")
     add(
@@ -73,8 +77,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="weight of the given frames while sampling (default: none)",
     )
     add_history_guidance(parser)
+    parser.set_defaults(history_guidance=None)  # the model's generation config, else 1
     add("--seed", type=int, default=0, help="clip i is drawn from seed + i (default: %(default)s)")
-    add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
+    add("--sampler", choices=SAMPLERS, help="default: the model's generation config, else ancestral, the model's own")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
     add("--batch-size", type=int, default=16, help="clips at once; does not change them (default: %(default)s)")
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files (default: %(default)s)")
@@ -155,7 +160,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--fps` is {args.fps}, expected a number above 0 and up to 100.")
     if args.seed < 0:
         raise ValueError(f"`--seed` is {args.seed}, expected 0 or more.")
-    if args.gamma is not None and args.sampler != "ancestral":
+    if args.gamma is not None and args.sampler not in (None, OWN_SAMPLER):
         raise ValueError(f"`--gamma` is {args.gamma}, expected none with `--sampler {args.sampler}`.")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
@@ -163,7 +168,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def check_history_guidance(args: argparse.Namespace) -> None:
     """Refuses a `--history-guidance` that is no scale. Raises a ValueError."""
-    if not 0 <= args.history_guidance < math.inf:
+    if args.history_guidance is not None and not 0 <= args.history_guidance < math.inf:
         raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected a number from 0 up.")
 
 
@@ -177,7 +182,8 @@ def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespac
     count = len(task.given) if task.given is not None else args.num_videos or 4
     options: dict[str, Any] = {}
     if args.prompt is not None:
-        scale = GUIDANCE_SCALE if args.guidance_scale is None else args.guidance_scale
+        usual = pipeline.generation_config.get("guidance_scale", GUIDANCE_SCALE)
+        scale = usual if args.guidance_scale is None else args.guidance_scale
         options = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "guidance_scale": scale}
     return sample(
         pipeline,

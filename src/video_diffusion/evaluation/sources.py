@@ -17,7 +17,7 @@ from video_diffusion.data.video_io import check_clip, read_video, resize, to_cha
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
 from video_diffusion.model.windows import Window, plan_windows
-from video_diffusion.sampling import load_pipeline
+from video_diffusion.sampling import frame_size, load_pipeline
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -109,7 +109,7 @@ class PipelineSource(Source):
         }
         if history_guidance != 1:
             self.settings["history_guidance"] = history_guidance
-        height, width = pipeline.resolve_shape(1, None, None)[1:]
+        height, width = frame_size(pipeline)
         if height != width:
             raise ValueError(f"The model's frames are {width}×{height}, expected square ones.")
         self.image_size = height

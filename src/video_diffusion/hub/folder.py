@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 SHELVES = (PACKAGE / "pipelines", PACKAGE.parents[1] / "pipelines")  # in an installed package, in the repository
 INDEX = "model_index.json"
+GENERATION_CONFIG = "generation_config.json"
 CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, and where it is here
     "VideoDiffusionPipeline": ("pipeline.py", PACKAGE / "model" / "pipeline.py"),
     "VideoUNet3DConditionModel": ("unet/video_diffusion.py", PACKAGE / "model" / "denoiser.py"),
     "VPContinuousScheduler": ("scheduler/video_diffusion.py", PACKAGE / "model" / "scheduler.py"),
 }
 SIBLINGS = {  # what such a file imports relatively, flat beside it
-    "VideoDiffusionPipeline": ("inputs.py", "guidance.py", "text.py", "windows.py"),
+    "VideoDiffusionPipeline": ("inputs.py", "guidance.py", "windows.py"),
 }
+LIBRARY = PACKAGE.name  # how `model_index.json` names the home of our components
+OWN_COMPONENTS = tuple(name for name, (place, _) in CODE_FILES.items() if "/" in place)
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
-REFUSED = ("quantization_config", "use_flashpack")  # options of diffusers that our loading would ignore
 BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # reading such a file runs what its author put in it
 CARRIED = {  # the folders of an export beside its components, and what of them is carried along
@@ -43,97 +45,227 @@ def embedded_models() -> dict[str, Path]:
     return {folder.name: folder for folder in found}
 
 
-def resolve_model(name: str) -> str:
-    """Finds a pipeline: an embedded one by its name, else a folder, else what can be a Hub id.
+def resolve_model(name: str, argument: str = "model") -> str:
+    """Finds a pipeline: a folder, else an embedded one by its name, else what can be a Hub id.
 
     Returns:
         a folder's path or a Hub id, for `VideoDiffusionPipeline.from_pretrained`.
 
     Raises:
-        ValueError: where it is none of these.
+        ValueError: where it is none of these, naming `argument`.
     """
+    if (Path(name) / INDEX).is_file():
+        return name
     embedded = embedded_models()
     if name in embedded:
         return str(embedded[name])
     if Path(name).is_dir():
-        if not (Path(name) / INDEX).is_file():
-            raise ValueError(f"`model` is the folder {name!r}, expected one that holds a {INDEX}.")
-        return name
+        raise ValueError(f"`{argument}` is the folder {name!r}, expected one that holds a {INDEX}.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise ValueError(
-        f"`model` is {name!r}, expected an embedded model ({', '.join(embedded) or 'there is none here'}), a folder "
-        "or a Hub id 'owner/name'."
+        f"`{argument}` is {name!r}, expected an embedded model ({', '.join(embedded) or 'there is none here'}), a "
+        "folder that exists, or a Hub id 'owner/name'."
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- loading
-def load_own_components(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Loads the components of a pipeline folder whose classes are ours, from the installed package's code.
+def find_folder(pipeline_class: Any, name: str, options: Mapping[str, Any]) -> Path:
+    """The folder of a pipeline, downloaded where it is on the Hub.
 
     Args:
-        folder: holds a `model_index.json`.
-        options: keyword arguments of `from_pretrained`; components that are among them are left out.
+        pipeline_class: its `download` is used.
+        name: a folder, the name of an embedded model, or a Hub id.
+        options: keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: where the weights are broken, or are not those of the folder's config, or an option is refused.
-        OSError: where the folder lacks a file.
+        OSError: where there is no such pipeline.
     """
-    from video_diffusion.model.pipeline import LIBRARY, OWN_COMPONENTS, VideoDiffusionPipeline
+    try:
+        place = resolve_model(name, "pretrained_model_name_or_path")
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    if Path(place).is_dir():
+        return Path(place)
+    try:
+        folder = Path(pipeline_class.download(place, **options))
+        _download_generation_config(place, folder, options)
+    except OSError as error:
+        where = f"{name!r} is no folder in {Path.cwd()}"
+        raise OSError(f"{where}, and as a Hub id it was not loaded: {error}") from error
+    return folder
 
-    for name in REFUSED:
-        if options.get(name):
-            raise ValueError(f"`{name}` is {options[name]!r}, expected None: load first, then `pipeline.to(device)`.")
+
+def _download_generation_config(repo_id: str, snapshot: Path, options: Mapping[str, Any]) -> None:
+    """Puts the repository's generation config, if any, beside what diffusers downloaded."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    passed = {key: options[key] for key in ("cache_dir", "token", "local_files_only") if options.get(key) is not None}
+    try:
+        hf_hub_download(repo_id, GENERATION_CONFIG, revision=snapshot.name, **passed)
+    except EntryNotFoundError:  # also where we are offline and it is not in the cache
+        return
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `from_pretrained`: float32 and safetensors unless said otherwise.
+
+    Raises:
+        ValueError: where one is refused.
+        ImportError: where accelerate is missing and needed.
+    """
+    import torch
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    options = dict(options)
+    for name in ("dtype", "torch_dtype"):
+        if isinstance(options.get(name), str):
+            raise ValueError(f"`{name}` is the string {options[name]!r}, expected a torch.dtype or a dict of them.")
+    if options.get("use_safetensors", True) is not True:
+        raise ValueError(
+            f"`use_safetensors` is {options['use_safetensors']}, expected True: loading a pickle can run any code, "
+            "none is."
+        )
+    if options.get("use_flashpack"):
+        raise ValueError("`use_flashpack` is True, expected False: weights are read from safetensors only.")
+    quantization = options.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, PipelineQuantizationConfig):
+        kind = type(quantization).__name__
+        raise ValueError(
+            f"`quantization_config` is a {kind}, expected a diffusers.PipelineQuantizationConfig whose "
+            "`quant_mapping` names the components."
+        )
     check_device_map(options)
+    if "dtype" not in options and "torch_dtype" not in options:
+        options["dtype"] = torch.float32  # transformers would take the dtype of the file
+    return {"use_safetensors": True, "low_cpu_mem_usage": find_spec("accelerate") is not None} | options
+
+
+def own_components(folder: Path) -> dict[str, str]:
+    """The components of a pipeline's folder whose classes are ours, by name: which class.
+
+    Raises:
+        ValueError: where its `model_index.json` is none, or weights are in pickles only.
+        OSError: where there is no `model_index.json`.
+    """
     if not (folder / INDEX).is_file():
         raise OSError(f"{folder} holds no {INDEX}, expected the folder of a saved pipeline.")
-    if options.get("use_safetensors") is False:
-        raise ValueError("`use_safetensors` is False, expected True: loading a pickle can run any code, none is.")
-    library, components = import_module(LIBRARY), {}
-    index: Any = VideoDiffusionPipeline.load_config(str(folder))
-    check_index(index, OWN_COMPONENTS)
+    index = read_json(folder / INDEX)
+    check_index(index)
     refuse_pickles((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), index)
-    for name, entry in index.items():
-        if name in options or not isinstance(entry, list | tuple) or entry[0] != LIBRARY:
-            continue
-        component = getattr(library, entry[1])
-        is_model = issubclass(component, library.ModelMixin)
-        components[name] = (
-            load_model(component, folder / name, options)
-            if is_model
-            else component.from_pretrained(str(folder / name))
-        )
-    return components
+    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[0] == LIBRARY}
 
 
-def load_model(model_class: Any, folder: Path, options: Mapping[str, Any]) -> Any:
-    """Loads a model strictly: its folder holds every weight of its config, in its shape, and no other.
+def load_component(folder: Path, name: str, class_name: str, options: Mapping[str, Any]) -> Any:
+    """Loads one of our components from the installed package's code, strictly.
+
+    A model's folder holds every weight of its config, in its shape, and no other.
 
     Raises:
-        ValueError: where that is not so, or a file is broken.
+        ValueError: where that is not so, or a file is broken, or the config has values of a wrong type.
         OSError: where there are no weights.
     """
+    import video_diffusion as library
+
+    component, place = getattr(library, class_name), folder / name
+    is_model = issubclass(component, library.ModelMixin)
+    check_config(component, place / ("config.json" if is_model else "scheduler_config.json"))
+    if is_model:
+        check_weights(place)
+    passed = _model_options(place, options) | {"output_loading_info": True} if is_model else {}
+    try:
+        loaded = component.from_pretrained(str(place), **passed)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = "weights that are not those of its config.json" if is_model else "a config that does not fit"
+        raise ValueError(f"{place} holds {what}: {error}") from error
+    if not is_model:
+        return loaded
+    model, report = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report[kind]:
+            raise ValueError(
+                f"{place} has {len(report[kind])} {kind} ({next(iter(report[kind]))}, …), expected just the weights "
+                "of its config.json."
+            )
+    return model
+
+
+def _model_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the pipeline's options a model is loaded with."""
     dtype, variant = options.get("dtype", options.get("torch_dtype")), options.get("variant")
     if isinstance(dtype, Mapping):
         dtype = dtype.get(folder.name, dtype.get("default"))
-    passed = {key: options[key] for key in ("low_cpu_mem_usage", "disable_mmap") if key in options}
-    passed["use_safetensors"] = True
+    names = ("low_cpu_mem_usage", "disable_mmap", "max_memory", "offload_folder", "offload_state_dict")
+    passed = {key: options[key] for key in names if key in options}
+    passed |= {"torch_dtype": dtype, "use_safetensors": True}
     if options.get("device_map") not in (None, BALANCED):
         passed["device_map"] = options["device_map"]
     if variant is not None and any(folder.glob(f"*.{variant}*")):
         passed["variant"] = variant
-    check_weights(folder)
+    if (quantization := options.get("quantization_config")) is not None:
+        passed["quantization_config"] = quantization._resolve_quant_config(is_diffusers=True, module_name=folder.name)
+    return passed
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that holds a dict; raises ValueError, naming it, where it does not."""
     try:
-        model, report = model_class.from_pretrained(str(folder), torch_dtype=dtype, output_loading_info=True, **passed)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder} holds weights that are not those of its config.json: {error}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if report[kind]:
-            raise ValueError(
-                f"{folder} has {len(report[kind])} {kind} ({next(iter(report[kind]))}, …), expected just the weights "
-                "of its config.json."
-            )
-    return model
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # also where it is no UTF-8
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply, expected a dict.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected a dict.")
+    return content
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The generation config of a pipeline's folder, empty without one; raises ValueError where it is refused."""
+    from video_diffusion.model.inputs import check_generation_config
+
+    file = folder / GENERATION_CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        return check_generation_config(read_json(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def check_config(component: Any, file: Path) -> None:
+    """Refuses a config whose values are not of the types that the class's constructor names.
+
+    Raises:
+        ValueError: naming the key.
+        OSError: where there is no such file.
+    """
+    if not file.is_file():
+        raise OSError(f"{file} is missing, expected the config of a {component.__name__}.")
+    hints = get_type_hints(component.__init__)
+    for name, value in read_json(file).items():
+        if name in hints and not fits(value, hints[name]):
+            hint = getattr(hints[name], "__name__", None) or str(hints[name])
+            raise ValueError(f"{file} has {name} = {value!r}, expected {hint}.")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a JSON file is what an annotation of numbers, strings, tuples and None says."""
+    kind, items = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, item) for item in items)
+    if hint in (None, NoneType):
+        return value is None
+    if kind in (tuple, list) or hint in (tuple, list):
+        if not isinstance(value, list | tuple):
+            return False
+        if not items or items[-1] is ... or kind is list:
+            return all(fits(item, items[0]) for item in value) if items else True
+        return len(value) == len(items) and all(map(fits, value, items))
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def check_device_map(options: Mapping[str, Any]) -> None:
@@ -162,7 +294,7 @@ def spread(pipeline: "VideoDiffusionPipeline", own: Iterable[str]) -> None:
 
     Args:
         pipeline: as diffusers loaded it; its `hf_device_map` is None on a machine without accelerators.
-        own: the names of the components that `load_own_components` loaded.
+        own: the names of the components that `load_component` loaded.
     """
     if not isinstance(pipeline.hf_device_map, Mapping):
         return
@@ -236,17 +368,21 @@ def refuse_pickles(names: Iterable[str], index: Mapping[str, Any]) -> None:
             )
 
 
-def check_index(index: Mapping[str, Any], own: Sequence[str]) -> None:
+def check_index(index: Mapping[str, Any]) -> None:
     """Refuses a `model_index.json` whose names would lead out of its folder or to what is no component of ours.
 
     Raises:
         ValueError: naming the entry.
     """
     for name, entry in index.items():
-        if isinstance(entry, list | tuple) and not name.isidentifier():
+        if name.startswith("_") or not isinstance(entry, list):
+            continue
+        if len(entry) != 2 or not all(isinstance(item, str | None) for item in entry):
+            raise ValueError(f"{INDEX} has {name} = {entry}, expected a library and a class.")
+        if not name.isidentifier():
             raise ValueError(f"{INDEX} has the component {name!r}, expected a plain name.")
-        if isinstance(entry, list | tuple) and entry[0] == "video_diffusion" and entry[1] not in own:
-            raise ValueError(f"{INDEX} has {name} = {list(entry)}, expected one of our components: {tuple(own)}.")
+        if entry[0] == LIBRARY and entry[1] not in OWN_COMPONENTS:
+            raise ValueError(f"{INDEX} has {name} = {entry}, expected one of our components: {OWN_COMPONENTS}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- exporting
@@ -273,9 +409,10 @@ def export_folder(
         `out`.
 
     Raises:
-        ValueError: where `variant` is unknown, or `out` is something else than a pipeline.
+        ValueError: where `variant` is unknown, a component cannot be saved (see `unwrap`), or `out` is something else
+            than a pipeline.
     """
-    from video_diffusion.model.pipeline import VideoDiffusionPipeline
+    from video_diffusion.model.pipeline import VideoDiffusionPipeline, forget_dtypes, unwrap
 
     if variant is not None and variant not in HALF:
         raise ValueError(f"`variant` is {variant!r}, expected None or one of {tuple(HALF)}.")
@@ -283,14 +420,16 @@ def export_folder(
     extras = [Path(out)] if isinstance(pipeline, VideoDiffusionPipeline) else [Path(pipeline), Path(out)]
     if not isinstance(pipeline, VideoDiffusionPipeline):
         pipeline = VideoDiffusionPipeline.from_pretrained(pipeline)
+    parts: dict[str, Any] = {name: unwrap(name, part) for name, part in pipeline.components.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         draft.chmod(0o755)
         pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
         if variant is not None:
-            _save_half(pipeline, draft, variant, max_shard_size)
-        for part in (pipeline, *pipeline.components.values()):
+            _save_half(parts, draft, variant, max_shard_size)
+            forget_dtypes(draft)
+        for part in (pipeline, *parts.values()):
             _write_code(type(part).__name__, draft, link)
         for folder in extras:
             _keep_other_files(folder, draft)
@@ -311,12 +450,11 @@ def check_target(out: str | os.PathLike[str]) -> Path:
     return out
 
 
-def _save_half(pipeline: "VideoDiffusionPipeline", folder: Path, variant: str, max_shard_size: str) -> None:
+def _save_half(parts: Mapping[str, Any], folder: Path, variant: str, max_shard_size: str) -> None:
     """Adds the weights of each model in half precision, under the variant's file names."""
     import torch
 
-    components: dict[str, Any] = pipeline.components
-    for name, model in components.items():
+    for name, model in parts.items():
         if isinstance(model, torch.nn.Module):
             half: Any = copy.deepcopy(model)
             torch.nn.Module.to(half, getattr(torch, HALF[variant]))  # diffusers' own one warns

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from video_diffusion.hub.folder import (
+    GENERATION_CONFIG,
     INDEX,
     PACKAGE,
     PICKLES,
@@ -299,7 +300,8 @@ def space_files(model: str | os.PathLike[str]) -> dict[str, Path]:
     space = next(shelf for shelf in SPACES if (shelf / "app.py").is_file())
     files = _files(space)
     files |= {f"{ROOT}/{name}": file for name, file in _files(PACKAGE).items() if name.split("/")[0] not in LEFT_OUT}
-    wanted = [n for n, file in parts.items() if n == INDEX or (n.split("/")[0] in index and file.suffix in WEIGHTS)]
+    named = (INDEX, GENERATION_CONFIG)
+    wanted = [n for n, file in parts.items() if n in named or (n.split("/")[0] in index and file.suffix in WEIGHTS)]
     return files | {f"{place}/{name}": parts[name] for name in wanted}
 
 

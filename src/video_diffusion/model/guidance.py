@@ -1,9 +1,10 @@
-"""How the pipeline makes one window: what the model is told, replacement, guidance, and the steps.
+"""How the network is called, and guidance: plain functions that make one denoiser out of another.
 
-It travels to the Hub beside `pipeline.py`, so it imports nothing local. Every coefficient comes from the scheduler.
+A denoiser is called as `denoise(z_t, t, conditions)` and returns the network's output, float32, and the z_t that this
+output belongs to. `network` is the first of them; `classifier_free`, `history`, `reconstruction` and `replacement`
+each wrap another. Every coefficient comes from the scheduler. This file travels to the Hub beside `pipeline.py`.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,39 +13,44 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-Generators = torch.Generator | list[torch.Generator]
-
 
 @dataclass
 class Conditions:
-    """What the model is told beside z_t.
+    """What a denoiser knows beside z_t.
 
     Args:
-        given: the given values, `[B, C, F, H, W]` in [-1, 1] (or latents), 0 elsewhere.
-        known: bool, `[1, 1, F, 1, 1]` or `[1, 1, F, H, W]`, true where a frame or a pixel is given.
-        frame_mask: bool `[1, 1, F, 1, 1]`, the given frames that the model reads from its own channels. The other
-            known places are replaced in z_t by their noised values, and guide the rest.
-        reconstruction_scale: w of reconstruction guidance; 0: replacement alone.
-        history_scale: w of the guidance on the given frames; 1: none.
+        given: the known values, `[B, C, F, H, W]` in [-1, 1] (or latents), 0 elsewhere.
+        known: bool, `[1, 1, F, 1, 1]` or `[1, 1, F, H, W]`, true where a frame or a pixel is known.
+        frame_mask: bool `[1, F]`, the known frames that the model reads from its own channels. The other known places
+            are replaced in z_t by their noised values, and can guide the rest.
         prompt_embeds: text `[B, L, D]`, or None for a model without text.
         negative_prompt_embeds: the same for the other side of the guidance, or None without guidance.
+        noisy: a draw of q(z_t | x) from the known values at the time of this step, `[B, C, F, H, W]`; only where
+            `replacement` made one.
     """
 
     given: Tensor
     known: Tensor
     frame_mask: Tensor
-    reconstruction_scale: float = 0.0
-    history_scale: float = 1.0
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
+    noisy: Tensor | None = None
 
     def place(self, z: Tensor) -> Tensor:
-        """`[B, C, F, H, W]`: the frames that the model is told, in their places, `z` elsewhere."""
-        return torch.where(self.frame_mask, self.given, z)
+        """`[B, C, F, H, W]`: the frames that the model reads in their places, `z` elsewhere."""
+        return torch.where(self.frame_mask[:, None, :, None, None], self.given, z)
+
+    def place_noisy(self, z: Tensor) -> Tensor:
+        """`[B, C, F, H, W]`: noised values in every known place, `z` elsewhere."""
+        assert self.noisy is not None, "`replacement` goes around whatever needs noised values"
+        return torch.where(self.known, self.noisy, z)
 
     def hide(self) -> "Conditions":
-        """The same for a model that is told no frame."""
+        """The same for a model that reads no frame."""
         return replace(self, frame_mask=torch.zeros_like(self.frame_mask))
+
+
+Denoiser = Callable[[Tensor, Tensor, Conditions], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -69,138 +75,164 @@ class Canvas:
             self.video[:, list(places)] = video.cpu()
 
 
-@dataclass
-class StepEnd:
-    """What happens after each step of a call: the progress bar moves and the user's callback is called.
+# --------------------------------------------------------------------------------------------------------- the network
+def model_input(z_t: Tensor, x: Tensor, frame_mask: Tensor, in_channels: int) -> Tensor:
+    """What the network sees: `[z_t, given frames (0 elsewhere), mask]` on the channel axis, `[B, 2·C + 1, F, H, W]`.
+
+    A given frame stands at noise level zero: it takes z_t's place too. A model with C channels sees z_t alone.
 
     Args:
-        bar: of tqdm, over all steps of all windows.
-        callback: as in the pipeline's `__call__`.
-        inputs: the names of the tensors it gets.
-        step: steps of the call so far.
+        z_t: noisy clips `[B, C, F, H, W]`.
+        x: clean clips, of which only the given frames are read; same shape.
+        frame_mask: bool `[B, F]` or `[1, F]`, true where a frame is given.
+        in_channels: C or 2·C + 1.
+
+    Raises:
+        ValueError: where `in_channels` is neither.
+    """
+    if in_channels == z_t.shape[1]:
+        return z_t
+    if in_channels != 2 * z_t.shape[1] + 1:
+        raise ValueError(f"`in_channels` is {in_channels}, expected C or 2·C + 1 for C = {z_t.shape[1]} channels.")
+    mask = frame_mask[:, None, :, None, None]
+    plane = mask.to(z_t.dtype).expand_as(z_t[:, :1])
+    return torch.cat([torch.where(mask, x, z_t), torch.where(mask, x, 0.0), plane], dim=1)
+
+
+def network(unet: Any, scheduler: Any) -> Denoiser:
+    """The network's own output.
+
+    Args:
+        unet: called as `UNet3DConditionModel` is.
+        scheduler: of diffusers; its `scale_model_input` comes before the network.
     """
 
-    bar: Any
-    callback: Callable[..., dict[str, Any]] | None
-    inputs: Sequence[str]
-    step: int = 0
+    def denoise(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        scaled = scheduler.scale_model_input(z_t, t)
+        x = model_input(scaled, conditions.given, conditions.frame_mask, unet.config.in_channels).to(unet.dtype)
+        text = conditions.prompt_embeds
+        output = unet(x, t.expand(len(x)), encoder_hidden_states=text, return_dict=False)[0]
+        return output.float(), z_t
 
-    def __call__(self, pipeline: Any, t: Tensor, z: Tensor, conditions: Conditions) -> tuple[Tensor, Conditions]:
-        """The latents and the conditions, changed by the callback."""
-        if self.callback is not None:
-            tensors = {"latents": z, **vars(conditions)}
-            changed = self.callback(pipeline, self.step, t, {name: tensors[name] for name in self.inputs})
-            z = changed.pop("latents", z)
-            conditions = replace(conditions, **changed)
-        self.step += 1
-        self.bar.update()
-        return z, conditions
+    return denoise
 
 
-class WindowSampling:
-    """The part of the pipeline that takes one window from noise to a clip."""
+# ------------------------------------------------------------------------------------------------------------ guidance
+def classifier_free(denoise: Denoiser, scale: Callable[[], float]) -> Denoiser:
+    """Guidance by text: ε̂ = free + w (bound − free), Ho and Salimans 2022, equation (6), with w of 1 for none.
 
-    unet: Any
-    scheduler: Any
-    guidance_scale: Any
-    latent_channels: Any
-    interrupt: Any
-    _current_timestep: Tensor | None
+    Both sides are one call of twice the batch. Without a negative side, and for w ≤ 1, it is the conditional call
+    alone, as in the pipelines of diffusers.
 
-    def predict(self, z_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The model's output at (z_t, t), float32, with classifier-free guidance (Ho and Salimans 2022, equation (6)).
+    Args:
+        denoise: what is called.
+        scale: gives w; asked at every step, because a callback may change it.
+    """
 
-        Args:
-            z_t: noisy clips `[B, C, F, H, W]`; the frames that the model is told take its place.
-            t: timestep of the scheduler, 1000·t of ours.
-            conditions: what the model is told.
-        """
-        x = conditions.place(self.scheduler.scale_model_input(z_t, t))
-        if self.unet.config.in_channels > self.latent_channels:
-            told = torch.where(conditions.frame_mask, conditions.given, 0.0)
-            x = torch.cat([x, told, conditions.frame_mask.expand_as(x[:, :1]).to(x)], dim=1)
-        negative, embeds = conditions.negative_prompt_embeds, conditions.prompt_embeds
-        if negative is None or embeds is None:
-            return self._call_unet(x, t, embeds)
-        free, bound = self._call_unet(torch.cat([x, x]), t, torch.cat([negative, embeds])).chunk(2)
-        return free + self.guidance_scale * (bound - free)
+    def guided(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        negative, embeds, w = conditions.negative_prompt_embeds, conditions.prompt_embeds, scale()
+        if negative is None or embeds is None or w <= 1:
+            return denoise(z_t, t, conditions)
+        given = torch.cat([conditions.given, conditions.given])
+        both = replace(conditions, given=given, prompt_embeds=torch.cat([negative, embeds]))
+        free, bound = denoise(torch.cat([z_t, z_t]), t, both)[0].chunk(2)
+        return free + w * (bound - free), z_t
 
-    def _call_unet(self, x: Tensor, t: Tensor, embeds: Tensor | None) -> Tensor:
-        x = x.to(self.unet.dtype)
-        return self.unet(x, t.expand(len(x)), encoder_hidden_states=embeds, return_dict=False)[0].float()
+    return guided
 
-    def predict_from_history(self, z_t: Tensor, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """As `predict`, led away from what the model makes of the given frames when it is not told them.
 
-        Classifier-free guidance on frames, ô = free + w (bound − free), as in Song et al. 2025 ("History-Guided Video
-        Diffusion"), whose free side masks the given frames with noise of a level of its own; ours has that of z_t.
+def history(denoise: Denoiser, scale: float) -> Denoiser:
+    """Guidance by the given frames: away from what the model makes of them when it does not read them.
 
-        Args:
-            z_t: noisy clips `[B, C, F, H, W]`.
-            noisy: the same, with noised given values at every known place.
-            t: timestep of the scheduler.
-            conditions: what the model is told; `history_scale` is w.
-        """
-        free = self.predict(noisy, t, conditions.hide())
-        return free + conditions.history_scale * (self.predict(z_t, t, conditions) - free)
+    ô = free + w (bound − free), as in Song et al. 2025 ("History-Guided Video Diffusion"). Their free side masks the
+    given frames with noise of a level of its own; ours has that of z_t.
 
-    def predict_guided(self, z_t: Tensor, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """As `predict`, with reconstruction guidance: equation (8) of Ho et al. 2022 ("Video Diffusion Models").
+    Args:
+        denoise: what is called, twice a step.
+        scale: w; 1 is no guidance.
+    """
 
-        x̂ moves by −(w α_t / 2) ∇_{z_b} ‖x_a − x̂_a‖² outside the given places a. A model says nothing of use about
-        frames it was told, so x̂_a is then read from a second call in which it is told none.
+    def guided(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        free, _ = denoise(conditions.place_noisy(z_t), t, conditions.hide())
+        bound, z_t = denoise(z_t, t, conditions)
+        return free + scale * (bound - free), z_t
 
-        Args:
-            z_t: noisy clips `[B, C, F, H, W]`.
-            noisy: the same, with noised given values at every known place.
-            t: timestep of the scheduler.
-            conditions: what the model is told; `reconstruction_scale` is w.
-        """
-        hidden = conditions.hide()
+    return guided
+
+
+def reconstruction(denoise: Denoiser, scheduler: Any, scale: float) -> Denoiser:
+    """Reconstruction guidance: equation (8) of Ho et al. 2022 ("Video Diffusion Models").
+
+    x̂ moves by −(w α_t / 2) ∇_{z_b} ‖x_a − x̂_a‖² outside the known places a. A model says nothing of use about frames
+    that it reads, so x̂_a then comes from a second call in which it reads none.
+
+    Args:
+        denoise: what is called.
+        scheduler: has `predict_original`, `from_original`, `clip_original` and `guide_original`.
+        scale: w.
+    """
+
+    def estimate(z_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        return scheduler.clip_original(scheduler.predict_original(denoise(z_t, t, conditions)[0], t, z_t))
+
+    def guided(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        noisy = conditions.place_noisy(z_t)
         with torch.enable_grad():
             leaf = noisy.detach().requires_grad_()
-            output = self.predict(leaf, t, hidden)
-            x = self.scheduler.clip_original(self.scheduler.predict_original(output, t, leaf))
+            x = estimate(leaf, t, conditions.hide())
             error = torch.where(conditions.known, x - conditions.given, 0.0).square().sum()
             (gradient,) = torch.autograd.grad(error, leaf)
-        x, z = x.detach(), noisy
+        x, z_t = x.detach(), conditions.place(noisy)
         if conditions.frame_mask.any():
-            z = conditions.place(z_t)
-            x = self.scheduler.clip_original(self.scheduler.predict_original(self.predict(z, t, conditions), t, z))
-        gradient = torch.where(conditions.known, 0.0, gradient)
-        x = self.scheduler.guide_original(x, gradient, t, conditions.reconstruction_scale)
-        return self.scheduler.from_original(x, t, z)
+            x = estimate(z_t, t, conditions)
+        x = scheduler.guide_original(x, torch.where(conditions.known, 0.0, gradient), t, scale)
+        return scheduler.from_original(x, t, z_t), z_t
 
-    def denoise(
-        self, z: Tensor, conditions: Conditions, generator: Generators | None, step_end: StepEnd
-    ) -> tuple[Tensor, Conditions]:
-        """z_0 from z_1, both `[B, C, F, H, W]`, by the scheduler's timesteps.
+    return guided
 
-        The conditions come back as callbacks left them. Known places that the model is not told hold a new draw of
-        q(z_t | x) at every step (replacement).
-        """
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
-        guided = conditions.reconstruction_scale > 0 and bool(conditions.known.any())
-        historic = conditions.history_scale != 1 and bool(conditions.frame_mask.any())
-        replaced = conditions.known & ~conditions.frame_mask
-        for t in self.scheduler.timesteps:
-            if self.interrupt:
-                continue
-            self._current_timestep, z = t, conditions.place(z)
-            if guided or historic or replaced.any():
-                noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                noisy = torch.where(
-                    conditions.known, self.scheduler.add_noise(conditions.given, noise, t.expand(len(z))), z
-                )
-                z = torch.where(replaced, noisy, z)
-            if guided:
-                output = self.predict_guided(z, noisy, t, conditions)
-            elif historic:
-                output = self.predict_from_history(z, noisy, t, conditions)
-            else:
-                output = self.predict(z, t, conditions)
-            z = self.scheduler.step(output, t, z, return_dict=False, **extra)[0]
-            z, conditions = step_end(self, t, z, conditions)
-        self._current_timestep = None
-        return torch.where(conditions.known, conditions.given, z), conditions
+
+def replacement(
+    denoise: Denoiser, scheduler: Any, generator: torch.Generator | list[torch.Generator] | None
+) -> Denoiser:
+    """Known places that the model does not read hold a new draw of q(z_t | x) at every step.
+
+    Args:
+        denoise: what is called; it finds that draw, for all known places, in `conditions.noisy`.
+        scheduler: its `add_noise` is q(z_t | x).
+        generator: of the noise.
+    """
+
+    def replaced(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=z_t.dtype)
+        noisy = scheduler.add_noise(conditions.given, noise, t.expand(len(z_t)))
+        conditions = replace(conditions, noisy=noisy)
+        return denoise(conditions.place(conditions.place_noisy(z_t)), t, conditions)
+
+    return replaced
+
+
+def compose(
+    denoise: Denoiser,
+    scheduler: Any,
+    conditions: Conditions,
+    generator: torch.Generator | list[torch.Generator] | None,
+    history_scale: float,
+    reconstruction_scale: float,
+) -> Denoiser:
+    """What a window needs around a denoiser.
+
+    Args:
+        denoise: with the text's guidance, if any.
+        scheduler: as in `reconstruction`.
+        conditions: of the window.
+        generator: of `replacement`.
+        history_scale: w of `history`; 1: none.
+        reconstruction_scale: w of `reconstruction`; 0: none.
+    """
+    read, known = bool(conditions.frame_mask.any()), bool(conditions.known.any())
+    replaced = bool((conditions.known & ~conditions.frame_mask[:, None, :, None, None]).any())
+    if history_scale != 1 and read:
+        denoise, replaced = history(denoise, history_scale), True
+    if reconstruction_scale > 0 and known:
+        denoise, replaced = reconstruction(denoise, scheduler, reconstruction_scale), True
+    return replacement(denoise, scheduler, generator) if replaced else denoise

@@ -1,6 +1,6 @@
-"""What comes into the pipeline: given frames, masks and counts, brought to one form or refused.
+"""What comes into the pipeline: the arguments of a call and of a configuration, brought to one form or refused.
 
-It travels to the Hub beside `pipeline.py`, so it imports nothing local.
+This file travels to the Hub beside `pipeline.py`.
 """
 
 import math
@@ -16,8 +16,20 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .windows import SCHEMES, Window, plan_windows
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIL_MODES = {1: "L", 3: "RGB"}
+FLOATS = (np.float16, np.float32, np.float64)
+DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 1.0, "history_guidance_scale": 1.0}
+LIMITS = {  # beyond these a number is a slip; without them the call would run out of memory or never end
+    "num_inference_steps": 10_000,
+    "num_videos_per_prompt": 10_000,
+    "num_frames": 100_000,
+    "height": 16_384,
+    "width": 16_384,
+}
+MAX_VALUES = 2**34  # of all clips of a call: 64 GiB in float32
 
 Frames = Sequence[Any] | np.ndarray | Tensor
 Generators = torch.Generator | list[torch.Generator]
@@ -50,6 +62,408 @@ class Given:
         return replace(self, frames=frames)
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of the pipeline, resolved and checked.
+
+    Args:
+        given: what is given, for every clip.
+        windows: the plan.
+        shape: of the latents of all clips, `(B, C, F, H, W)`.
+        num_inference_steps: network calls of a window.
+        guidance_scale: w of classifier-free guidance; 0 or 1: none.
+        history_scale: w of guidance by the given frames; 1: none.
+        reconstruction_scale: w of reconstruction guidance; 0: none.
+        generator: as in `__call__`.
+        latents: standard normal noise of `shape`, or None.
+    """
+
+    given: Given
+    windows: list[Window]
+    shape: tuple[int, int, int, int, int]
+    num_inference_steps: int
+    guidance_scale: float
+    history_scale: float
+    reconstruction_scale: float
+    generator: Generators | None
+    latents: Tensor | None
+
+
+# ------------------------------------------------------------------------------------------------------ the whole call
+def resolve_call(
+    pipeline: Any,
+    *,
+    texts: Mapping[str, Any],
+    video: Frames | None,
+    frame_indices: Sequence[int] | None,
+    mask_image: Any,
+    num_frames: int | None,
+    height: int | None,
+    width: int | None,
+    num_videos_per_prompt: int,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    history_guidance_scale: float | None,
+    reconstruction_guidance_scale: float | None,
+    window_overlap: int | None,
+    window_scheme: str,
+    generator: Generators | None,
+    latents: Tensor | None,
+    clip_skip: int | None,
+) -> Call:
+    """Brings the arguments of a call to one form; what is not given comes from `pipeline.generation_config`.
+
+    The arguments are those of the pipeline's `__call__`, by the same names; `texts` holds prompts and embeddings.
+
+    Raises:
+        ValueError: where an argument is refused, by its name.
+    """
+    check_channels(pipeline.unet.config)
+    check_text(pipeline, texts, clip_skip)
+    frames = None if video is None else read_frames(video, pipeline.pixel_channels)
+    if num_frames is None and mask_image is not None and frames is not None:
+        num_frames = frames.shape[1]
+    F, H, W = resolve_shape(pipeline, num_frames, height, width)
+    given = read_given(frames, frame_indices, mask_image, (F, H, W))
+    if mask_image is not None and pipeline.vae is not None:
+        raise ValueError("`mask_image` is given, expected None: the diffusion runs in latents, not in pixels.")
+    if not isinstance(window_scheme, str) or window_scheme not in SCHEMES:
+        raise ValueError(f"`window_scheme` is {window_scheme!r}, expected one of {SCHEMES}.")
+    if window_overlap is not None:
+        check_integers(window_overlap=window_overlap)
+    trained = pipeline.unet.config.get("num_frames")
+    windows = list(plan_windows(F, trained, window_overlap, window_scheme, given.whole_frames()))
+    scales = resolve_scales(
+        pipeline, texts, given, len(windows), guidance_scale, history_guidance_scale, reconstruction_guidance_scale
+    )
+    steps = pipeline.generation_config.get("num_inference_steps", DEFAULTS["num_inference_steps"])
+    steps = steps if num_inference_steps is None else num_inference_steps
+    check_integers(num_inference_steps=steps, num_videos_per_prompt=num_videos_per_prompt)
+    base, scale = count_clips({"video": frames, **texts}), pipeline.vae_scale_factor
+    shape = (base * num_videos_per_prompt, pipeline.latent_channels, F, H // scale, W // scale)
+    if math.prod(shape) > MAX_VALUES:
+        raise ValueError(
+            f"`num_videos_per_prompt`, `num_frames`, `height` and `width` ask for latents of {shape}, expected at "
+            f"most {MAX_VALUES} values."
+        )
+    check_noise(shape, generator, latents)
+    return Call(given.repeat(base, num_videos_per_prompt), windows, shape, steps, *scales, generator, latents)
+
+
+def resolve_scales(
+    pipeline: Any,
+    texts: Mapping[str, Any],
+    given: Given,
+    windows: int,
+    guidance: float | None,
+    history: float | None,
+    reconstruction: float | None,
+) -> tuple[float, float, float]:
+    """The scales of guidance by text, by the given frames, and of reconstruction guidance.
+
+    A scale of the generation config holds only where it can: for text with a prompt, for given frames where there are
+    some, in one window, and without reconstruction guidance.
+    """
+    config, has_text = pipeline.generation_config, texts["prompt"] is not None or texts["prompt_embeds"] is not None
+    check_reconstruction(pipeline, given, windows, reconstruction)
+    if guidance is None:
+        guidance = config.get("guidance_scale", 1.0) if has_text and can_guide(pipeline, texts) else 1.0
+    if history is None:
+        reads = pipeline.unet.config.in_channels > pipeline.latent_channels and given.frames is not None
+        history = config.get("history_guidance_scale", 1.0) if reads and windows == 1 and not reconstruction else 1.0
+    check_guidance(pipeline, texts, guidance)
+    check_history(pipeline, given, windows, history, reconstruction)
+    return float(guidance), float(history), float(reconstruction or 0)
+
+
+def resolve_shape(
+    pipeline: Any, num_frames: int | None = None, height: int | None = None, width: int | None = None
+) -> tuple[int, int, int]:
+    """A clip's F, H, W in pixels: as asked, or the trained size.
+
+    Raises:
+        ValueError: where they are not known or do not divide.
+    """
+    config, scale = pipeline.unet.config, pipeline.vae_scale_factor
+    size = config.get("sample_size")
+    sizes = [size, size] if isinstance(size, int) else list(size or (None, None))
+    F = config.get("num_frames") if num_frames is None else num_frames
+    H = sizes[0] and sizes[0] * scale if height is None else height
+    W = sizes[1] and sizes[1] * scale if width is None else width
+    for name, value in {"num_frames": F, "height": H, "width": W}.items():
+        if value is None:
+            raise ValueError(f"`{name}` is None, expected a number: the model's config names no default.")
+    check_integers(num_frames=F, height=H, width=W)
+    halvings = len(config.block_out_channels) - 1  # the stock U-Net pads for these, ours does not
+    multiple = scale * (config.patch_size * 2**halvings if config.get("patch_size") else 1)
+    for name, value in {"height": H, "width": W}.items():
+        if value % multiple:
+            raise ValueError(f"`{name}` is {value}, expected a multiple of {multiple}.")
+    return int(F), int(H), int(W)
+
+
+def check_generation_config(config: Any) -> dict[str, Any]:
+    """The defaults of a pipeline's call and of its sampler.
+
+    Args:
+        config: flat, with some of `sampler` (a name), `num_inference_steps`, `guidance_scale` and
+            `history_guidance_scale` (as in the pipeline's call).
+
+    Returns:
+        a copy.
+
+    Raises:
+        ValueError: where it is no dict, or a key or a value is not one of these.
+    """
+    known = ("sampler", *DEFAULTS)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"`generation_config` is {config!r}, expected a dict of some of {known}.")
+    if unknown := sorted(str(key) for key in config if key not in known):
+        raise ValueError(f"`generation_config` has {unknown}, expected some of {known}.")
+    if not isinstance(config.get("sampler", ""), str):
+        raise ValueError(f"`sampler` is {config['sampler']!r}, expected a name.")
+    if "num_inference_steps" in config:
+        check_integers(num_inference_steps=config["num_inference_steps"])
+    if "guidance_scale" in config:
+        check_guidance_number(config["guidance_scale"])
+    if "history_guidance_scale" in config:
+        check_number("history_guidance_scale", config["history_guidance_scale"])
+    return dict(config)
+
+
+# ------------------------------------------------------------------------------------------------------- single values
+def check_integers(**values: Any) -> None:
+    """Refuses what is not an integer of at least 1 and at most its limit, by its name."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"`{name}` is {shown(value)}, expected an integer of at least 1.")
+        if value > LIMITS.get(name, math.inf):
+            raise ValueError(f"`{name}` is {value}, expected at most {LIMITS[name]}.")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuses what is not a finite number of at least 0, by its name."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"`{name}` is {shown(value)}, expected a number of at least 0.")
+
+
+def check_guidance_number(value: Any) -> None:
+    """Refuses what is no scale of classifier-free guidance."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not (value == 0 or 1 <= float(value) < math.inf):
+        raise ValueError(f"`guidance_scale` is {shown(value)}, expected 0 or at least 1 (0 and 1: no guidance).")
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    """Refuses a tensor that holds no plain numbers (sparse, quantised, on the meta device), by its name."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise ValueError(
+            f"`{name}` is a tensor of {value.layout} on {value.device}, expected a dense one with values."
+        )
+
+
+def check_tensor(name: str, value: Any, expected: str) -> None:
+    """Refuses what is not a dense float tensor of finite numbers, by its name."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"`{name}` is a {type(value).__name__}, expected a tensor {expected}.")
+    check_dense(name, value)
+    if not value.is_floating_point():
+        raise ValueError(f"`{name}` has dtype {value.dtype}, expected a float type {expected}.")
+    if not value.isfinite().all():
+        raise ValueError(f"`{name}` holds NaN or infinite values, expected finite ones.")
+
+
+def shown(value: Any) -> str:
+    """How an error shows what came: its repr, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_output(
+    pipeline: Any, output_type: Any, return_dict: Any, callback: Any, callback_inputs: Any, known: Sequence[str]
+) -> None:
+    """Refuses a form of output or a callback that there is not.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+        raise ValueError(f"`output_type` is {shown(output_type)}, expected one of {OUTPUT_TYPES}.")
+    if output_type == "pil" and pipeline.pixel_channels not in PIL_MODES:
+        raise ValueError(f"`output_type` is 'pil', expected 'np' or 'pt' for {pipeline.pixel_channels} channels.")
+    if not isinstance(return_dict, bool):
+        raise ValueError(f"`return_dict` is {shown(return_dict)}, expected True or False.")
+    if callback is not None and not callable(callback):
+        raise ValueError(f"`callback_on_step_end` is {shown(callback)}, expected a function or None.")
+    if not isinstance(callback_inputs, list | tuple):
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` is {shown(callback_inputs)}, expected a list of names."
+        )
+    if unknown := [name for name in callback_inputs if name not in known]:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` has {shown(unknown)}, expected some of {known}.")
+
+
+def check_noise(shape: tuple[int, ...], generator: Any, latents: Any) -> None:
+    """Refuses noise that is not of `shape` `[B, C, F, H, W]`, and generators that are not B. Raises ValueError."""
+    many = isinstance(generator, list | tuple)
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in (generator if many else [generator])):
+        raise ValueError(f"`generator` is {shown(generator)}, expected a torch.Generator or a list of them.")
+    if many and len(generator) != shape[0]:
+        raise ValueError(f"`generator` has {len(generator)} items, expected one for each of {shape[0]} clips.")
+    if latents is None:
+        return
+    if isinstance(latents, Tensor) and (tuple(latents.shape) != shape or not latents.is_floating_point()):
+        raise ValueError(
+            f"`latents` has shape {tuple(latents.shape)} and dtype {latents.dtype}, expected {shape} [B, C, F, H, W] "
+            "and a float type."
+        )
+    check_tensor("latents", latents, f"of shape {shape} [B, C, F, H, W]")
+
+
+def count_clips(batched: Mapping[str, Any]) -> int:
+    """How many clips the batched arguments (or None, or one string) ask for; one item serves all the clips."""
+    counts = {k: len(v) for k, v in batched.items() if v is not None and not isinstance(v, str)}
+    many = {name: count for name, count in counts.items() if count != 1}
+    if len(set(many.values())) > 1 or 0 in many.values():
+        raise ValueError(f"{', '.join(f'`{k}` holds {n}' for k, n in many.items())}, expected one number of clips.")
+    return max(many.values(), default=1)
+
+
+# --------------------------------------------------------------------------------------- what the model and text allow
+def check_channels(config: Any) -> None:
+    """Refuses a network whose input is neither z_t nor `[z_t, given frames, mask]`. Raises ValueError."""
+    C, in_channels = config.out_channels, config.in_channels
+    if in_channels not in (C, 2 * C + 1):
+        raise ValueError(
+            f"`unet` has in_channels = {in_channels} and out_channels = {C}, expected in_channels of {C} (no given "
+            f"frames) or {2 * C + 1} ([z_t, given frames, mask])."
+        )
+
+
+def check_text(pipeline: Any, texts: Mapping[str, Any], clip_skip: Any) -> None:
+    """Refuses text arguments that exclude each other or that nothing here can read. Raises ValueError."""
+    width = pipeline.unet.config.get("cross_attention_dim")
+    for name in ("prompt", "negative_prompt"):
+        text, embeds = texts[name], texts[f"{name}_embeds"]
+        if text is not None and embeds is not None:
+            raise ValueError(f"`{name}` and `{name}_embeds` are both given, expected at most one of them.")
+        if not all(isinstance(item, str) for item in (text if isinstance(text, list) else [text or ""])):
+            raise ValueError(f"`{name}` is {shown(text)}, expected a string or a list of strings.")
+        if text is not None and (pipeline.text_encoder is None or pipeline.tokenizer is None):
+            raise ValueError(f"`{name}` is {shown(text)}, expected None: the pipeline has no text encoder.")
+        if embeds is not None:
+            if isinstance(embeds, Tensor) and (embeds.ndim != 3 or embeds.shape[-1] != width or not embeds.numel()):
+                raise ValueError(f"`{name}_embeds` has shape {tuple(embeds.shape)}, expected [B, L, {width}].")
+            check_tensor(f"{name}_embeds", embeds, f"[B, L, {width}]")
+    embeds, negative = texts["prompt_embeds"], texts["negative_prompt_embeds"]
+    if embeds is not None and negative is not None and embeds.shape[1:] != negative.shape[1:]:
+        raise ValueError(
+            f"`negative_prompt_embeds` has shape {tuple(negative.shape)}, expected [B, L, D] with the L and D of "
+            f"`prompt_embeds`, {tuple(embeds.shape)}."
+        )
+    if clip_skip is None:
+        return
+    check_integers(clip_skip=clip_skip)
+    layers = pipeline.text_encoder.config.num_hidden_layers if is_clip(pipeline.text_encoder) else 0
+    if clip_skip > layers:
+        kind = type(pipeline.text_encoder).__name__
+        raise ValueError(f"`clip_skip` is {clip_skip}, expected None or, for CLIP alone, at most {layers}: {kind}.")
+
+
+def can_guide(pipeline: Any, texts: Mapping[str, Any]) -> bool:
+    """Whether there is a text for both sides of classifier-free guidance."""
+    return pipeline.text_encoder is not None or all(
+        texts[name] is not None for name in ("prompt_embeds", "negative_prompt_embeds")
+    )
+
+
+def check_guidance(pipeline: Any, texts: Mapping[str, Any], scale: Any) -> None:
+    """Refuses a scale of classifier-free guidance without text, and a negative text without guidance."""
+    check_guidance_number(scale)
+    if scale <= 1 and (texts["negative_prompt"] is not None or texts["negative_prompt_embeds"] is not None):
+        raise ValueError(f"`guidance_scale` is {scale:g}, expected more than 1 with a negative prompt.")
+    if scale > 1 and not can_guide(pipeline, texts):
+        raise ValueError(
+            f"`guidance_scale` is {scale}, expected 1: there is no text encoder, and not both of `prompt_embeds` and "
+            "`negative_prompt_embeds`."
+        )
+
+
+def check_reconstruction(pipeline: Any, given: Given, windows: int, scale: Any) -> None:
+    """Refuses a scale of reconstruction guidance where none can be used, and its absence where it is needed."""
+    name, conditioned = "reconstruction_guidance_scale", given.frames is not None or windows > 1
+    C, scheduler = pipeline.latent_channels, pipeline.scheduler
+    if scale is None:
+        if conditioned and pipeline.unet.config.in_channels == C:
+            what = "`video` is given" if given.frames is not None else f"`num_frames` needs {windows} windows"
+            raise ValueError(
+                f"`{name}` is None, expected a number: {what} and the model has no channels for given frames "
+                f"(in_channels {C}, not {2 * C + 1})."
+            )
+        if given.mask.shape[-1] > 1:
+            raise ValueError(f"`{name}` is None, expected a number with `mask_image` (0: replacement alone).")
+        return
+    check_number(name, scale)
+    if not conditioned:
+        raise ValueError(f"`{name}` is {scale}, expected None: nothing is given and there is one window.")
+    lacking = [method for method in ("predict_original", "from_original") if not hasattr(scheduler, method)]
+    if scale > 0 and lacking:
+        raise ValueError(
+            f"`{name}` is {scale}, expected 0 or None: the scheduler, {type(scheduler).__name__}, has no "
+            f"{' and no '.join(lacking)}. `VPContinuousScheduler` has."
+        )
+    if scale > 0 and torch.is_inference_mode_enabled():
+        raise ValueError(f"`{name}` is {scale}, expected None in inference mode, which knows no gradients.")
+
+
+def check_history(pipeline: Any, given: Given, windows: int, scale: Any, reconstruction: float | None) -> None:
+    """Refuses a scale of the guidance by given frames that is no number, or where the model reads none."""
+    name, C = "history_guidance_scale", pipeline.latent_channels
+    check_number(name, scale)
+    if scale == 1:
+        return
+    if pipeline.unet.config.in_channels == C:
+        raise ValueError(f"`{name}` is {scale}, expected 1: the model has no channels for given frames.")
+    if given.frames is None and windows == 1:
+        raise ValueError(f"`{name}` is {scale}, expected 1: nothing is given and there is one window.")
+    if reconstruction:
+        raise ValueError(f"`{name}` is {scale}, expected 1 with `reconstruction_guidance_scale` {reconstruction}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+def is_clip(encoder: Any) -> bool:
+    """Whether a text encoder is CLIP's."""
+    return encoder is not None and encoder.config.model_type.startswith("clip")
+
+
+def text_length(encoder: Any, tokenizer: Any) -> int:
+    """To how many tokens a text is padded: what both the tokenizer and the encoder's positions allow, at most 512."""
+    return min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", 512))
+
+
+def encode_tokens(encoder: Any, input_ids: Tensor, attention_mask: Tensor, clip_skip: int | None = None) -> Tensor:
+    """Token states `[B, L, D]`, as diffusers' pipelines read them from each kind of text encoder.
+
+    CLIP sees its padding, unless its config has `use_attention_mask` (Stable Diffusion). T5 and UMT5 do not, and their
+    states of the padding are zero (PixArt, Wan). Any other encoder, as BERT, does not see its padding either.
+
+    Args:
+        encoder: a text model of transformers.
+        input_ids: `[B, L]`.
+        attention_mask: `[B, L]`, 0 at the padding.
+        clip_skip: how many of CLIP's last layers are left out.
+    """
+    kind = encoder.config.model_type
+    if is_clip(encoder):
+        mask = attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+        if clip_skip is None:
+            return encoder(input_ids, attention_mask=mask).last_hidden_state
+        layers = encoder(input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        return getattr(encoder, "text_model", encoder).final_layer_norm(layers[-(clip_skip + 1)])
+    states = encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+    return states * attention_mask[..., None].to(states) if kind in ("t5", "mt5", "umt5") else states
+
+
+# -------------------------------------------------------------------------------------------------------- given frames
 def read_given(
     frames: Tensor | None, frame_indices: Sequence[int] | None, mask_image: Any, shape: tuple[int, int, int]
 ) -> Given:
@@ -66,8 +480,8 @@ def read_given(
     """
     for name, value in {"frame_indices": frame_indices, "mask_image": mask_image}.items():
         if value is not None and frames is None:
-            shown = list(value) if name == "frame_indices" else "given"
-            raise ValueError(f"`{name}` is {shown}, expected None without `video`.")
+            what = shown(value) if name == "frame_indices" else "given"
+            raise ValueError(f"`{name}` is {what}, expected None without `video`.")
     if frames is None:
         return Given(None, [], torch.zeros(0, 1, 1, 1, dtype=torch.bool))
     if tuple(frames.shape[-2:]) != shape[1:]:
@@ -76,7 +490,7 @@ def read_given(
         places = check_frame_indices(frame_indices, frames.shape[1], shape[0])
         return Given(frames, places, torch.ones(len(places), 1, 1, 1, dtype=torch.bool))
     if frame_indices is not None:
-        raise ValueError(f"`frame_indices` is {list(frame_indices)}, expected None with `mask_image`.")
+        raise ValueError(f"`frame_indices` is {shown(frame_indices)}, expected None with `mask_image`.")
     if frames.shape[1] != shape[0]:
         raise ValueError(f"`video` has {frames.shape[1]} frames, expected all {shape[0]} with `mask_image`.")
     return Given(frames, list(range(shape[0])), read_mask_image(mask_image, shape))
@@ -95,6 +509,10 @@ def read_mask_image(mask_image: Any, shape: tuple[int, int, int]) -> Tensor:
     """
     if not isinstance(mask_image, np.ndarray | Tensor):
         raise ValueError(f"`mask_image` is a {type(mask_image).__name__}, expected a numpy array or a tensor.")
+    if isinstance(mask_image, np.ndarray) and mask_image.dtype.kind not in "bif" and mask_image.dtype != np.uint8:
+        raise ValueError(f"`mask_image` has dtype {mask_image.dtype}, expected bool, or integers or floats 0 and 1.")
+    if isinstance(mask_image, Tensor):
+        check_dense("mask_image", mask_image)
     mask = torch.as_tensor(mask_image).detach().cpu()
     if tuple(mask.shape) not in (shape, shape[1:]):
         raise ValueError(
@@ -152,6 +570,8 @@ def _read_clip(clip: Any, channels: int) -> Tensor:
         clip = np.stack([np.asarray(frame.convert(PIL_MODES[channels])) for frame in clip])
         clip = clip.reshape(*clip.shape[:3], channels)
     if isinstance(clip, np.ndarray) and clip.ndim == 4:
+        if clip.dtype != np.uint8 and clip.dtype not in FLOATS:
+            raise ValueError(f"`video` has dtype {clip.dtype}, expected uint8 or a float type.")
         clip = rearrange(torch.from_numpy(np.ascontiguousarray(clip)), "f h w c -> f c h w")
     if not (isinstance(clip, Tensor) and clip.ndim == 4):
         raise ValueError(f"`video` holds a {type(clip).__name__}, expected PIL images or an array of four axes.")
@@ -160,7 +580,8 @@ def _read_clip(clip: Any, channels: int) -> Tensor:
             f"`video` has {clip.shape[1]} channels in a clip of {tuple(clip.shape)} [F, C, H, W], expected {channels} "
             "channels and no empty axis."
         )
-    return _to_unit_range(clip)
+    check_dense("video", clip)
+    return _to_unit_range(clip.detach().cpu())
 
 
 def _to_unit_range(values: Tensor) -> Tensor:
@@ -181,12 +602,16 @@ def check_frame_indices(frame_indices: Sequence[int] | None, num_given: int, num
     Raises:
         ValueError: where they repeat, lie outside 0..F-1, are not one for each given frame, or leave nothing to make.
     """
+    places: Any = range(num_given) if frame_indices is None else frame_indices
+    listed = isinstance(places, list | tuple | range | np.ndarray | Tensor) and getattr(places, "ndim", 1) == 1
+    if not listed or any(isinstance(place, bool) for place in places[: num_given + 1]):
+        raise ValueError(f"`frame_indices` is {shown(frame_indices)}, expected a list of integers.")
+    if len(places) != num_given:
+        raise ValueError(f"`frame_indices` has {len(places)} places, expected one for each of {num_given} frames.")
     try:
-        indices = [index(place) for place in (range(num_given) if frame_indices is None else frame_indices)]
+        indices = [index(place) for place in places]
     except TypeError as error:
-        raise ValueError(f"`frame_indices` is {frame_indices!r}, expected a list of integers.") from error
-    if len(indices) != num_given:
-        raise ValueError(f"`frame_indices` has {len(indices)} places, expected one for each of {num_given} frames.")
+        raise ValueError(f"`frame_indices` is {shown(frame_indices)}, expected a list of integers.") from error
     if any(not 0 <= place < num_frames for place in indices):
         raise ValueError(f"`frame_indices` is {indices}, expected places in 0..{num_frames - 1}.")
     if len(set(indices)) < len(indices):
@@ -194,144 +619,3 @@ def check_frame_indices(frame_indices: Sequence[int] | None, num_given: int, num
     if num_given == num_frames:
         raise ValueError(f"`video` gives all {num_frames} frames, expected fewer than `num_frames`.")
     return indices
-
-
-def count_clips(batched: Mapping[str, Any]) -> int:
-    """How many clips the batched arguments (or None, or one string) ask for; one item serves all the clips."""
-    counts = {k: len(v) for k, v in batched.items() if v is not None and not isinstance(v, str)}
-    many = {name: count for name, count in counts.items() if count != 1}
-    if len(set(many.values())) > 1 or 0 in many.values():
-        raise ValueError(f"{', '.join(f'`{k}` holds {n}' for k, n in many.items())}, expected one number of clips.")
-    return max(many.values(), default=1)
-
-
-def check_integers(**values: Any) -> None:
-    """Refuses what is not an integer of at least 1, by its name."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"`{name}` is {value!r}, expected an integer of at least 1.")
-
-
-class CallInput:
-    """The part of the pipeline that knows its sizes and refuses what it cannot do."""
-
-    unet: Any
-    scheduler: Any
-    vae: Any
-    _callback_tensor_inputs: Any
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the diffusion: the channels of z_t."""
-        return self.unet.config.out_channels
-
-    @property
-    def pixel_channels(self) -> int:
-        """C of the video."""
-        return self.latent_channels if self.vae is None else self.vae.config.in_channels
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """How many pixels a latent stands for, along one edge."""
-        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def check_call(self, output_type: str, guidance_scale: float, callback_inputs: Sequence[str]) -> None:
-        """Refuses what this model or no model can do, before anything is computed. Raises ValueError."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}, expected one of {OUTPUT_TYPES}.")
-        if output_type == "pil" and self.pixel_channels not in PIL_MODES:
-            raise ValueError(f"`output_type` is 'pil', expected 'np' or 'pt' for {self.pixel_channels} channels.")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
-            raise ValueError(f"`guidance_scale` is {guidance_scale}, expected at least 1 (1: no guidance).")
-        unknown = [name for name in callback_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {unknown}, expected some of {self._callback_tensor_inputs}."
-            )
-        C, in_channels = self.latent_channels, self.unet.config.in_channels
-        if in_channels not in (C, 2 * C + 1):
-            raise ValueError(
-                f"`unet` has in_channels = {in_channels} and out_channels = {C}, expected in_channels of {C} (no "
-                f"given frames) or {2 * C + 1} ([z_t, given frames, mask])."
-            )
-
-    def resolve_shape(self, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """The clip's F, H, W in pixels: as asked, or the trained size.
-
-        Raises:
-            ValueError: where they are not known or do not divide.
-        """
-        config, scale = self.unet.config, self.vae_scale_factor
-        size = config.get("sample_size")
-        sizes = [size, size] if isinstance(size, int) else list(size or (None, None))
-        F = config.get("num_frames") if num_frames is None else num_frames
-        H = sizes[0] and sizes[0] * scale if height is None else height
-        W = sizes[1] and sizes[1] * scale if width is None else width
-        for name, value in {"num_frames": F, "height": H, "width": W}.items():
-            if value is None:
-                raise ValueError(f"`{name}` is None, expected a number: the model's config names no default.")
-        check_integers(num_frames=F, height=H, width=W)
-        halvings = len(config.block_out_channels) - 1  # the stock U-Net pads for these, ours does not
-        multiple = scale * (config.patch_size * 2**halvings if config.get("patch_size") else 1)
-        for name, value in {"height": H, "width": W}.items():
-            if value % multiple:
-                raise ValueError(f"`{name}` is {value}, expected a multiple of {multiple}.")
-        return int(F), int(H), int(W)
-
-    def check_conditioning(self, given: Given, windows: int, scale: float | None) -> None:
-        """Refuses a scale of reconstruction guidance where none can be used, and its absence where it is needed.
-
-        Raises:
-            ValueError: likewise.
-        """
-        name, conditioned = "reconstruction_guidance_scale", given.frames is not None or windows > 1
-        if scale is None:
-            if conditioned and self.unet.config.in_channels == self.latent_channels:
-                what = "`video` is given" if given.frames is not None else f"`num_frames` needs {windows} windows"
-                raise ValueError(
-                    f"`{name}` is None, expected a number: {what} and the model has no channels for given frames "
-                    f"(in_channels {self.latent_channels}, not {2 * self.latent_channels + 1})."
-                )
-            if given.mask.shape[-1] > 1:
-                raise ValueError(f"`{name}` is None, expected a number with `mask_image` (0: replacement alone).")
-            return
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < math.inf:
-            raise ValueError(f"`{name}` is {scale!r}, expected a number of at least 0.")
-        if not conditioned:
-            raise ValueError(f"`{name}` is {scale}, expected None: nothing is given and there is one window.")
-        lacking = [method for method in ("predict_original", "from_original") if not hasattr(self.scheduler, method)]
-        if scale > 0 and lacking:
-            raise ValueError(
-                f"`{name}` is {scale}, expected 0 or None: the scheduler, {type(self.scheduler).__name__}, has no "
-                f"{' and no '.join(lacking)}. `VPContinuousScheduler` has."
-            )
-        if scale > 0 and torch.is_inference_mode_enabled():
-            raise ValueError(f"`{name}` is {scale}, expected None in inference mode, which knows no gradients.")
-
-    def check_history(self, given: Given, windows: int, scale: float, reconstruction: float | None) -> None:
-        """Refuses a scale of the guidance on given frames that is no number, or where the model is told none.
-
-        Raises:
-            ValueError: likewise, and with reconstruction guidance, which has a second call of its own.
-        """
-        name = "history_guidance_scale"
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < math.inf:
-            raise ValueError(f"`{name}` is {scale!r}, expected a number of at least 0.")
-        if scale == 1:
-            return
-        if self.unet.config.in_channels == self.latent_channels:
-            raise ValueError(f"`{name}` is {scale}, expected 1: the model has no channels for given frames.")
-        if given.frames is None and windows == 1:
-            raise ValueError(f"`{name}` is {scale}, expected 1: nothing is given and there is one window.")
-        if reconstruction:
-            raise ValueError(f"`{name}` is {scale}, expected 1 with `reconstruction_guidance_scale` {reconstruction}.")
-
-    def check_latents(self, shape: tuple[int, ...], generator: Generators | None, latents: Tensor | None) -> None:
-        """Refuses noise that is not of `shape` `[B, C, F, H, W]` or generators that are not B. Raises ValueError."""
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"`generator` has {len(generator)} items, expected one for each of {shape[0]} clips.")
-        if latents is not None and (tuple(latents.shape) != shape or not latents.is_floating_point()):
-            raise ValueError(
-                f"`latents` has shape {tuple(latents.shape)} and dtype {latents.dtype}, expected {shape} "
-                "[B, C, F, H, W] and a float type."
-            )

@@ -1,12 +1,14 @@
 """`VideoDiffusionPipeline`: generates, predicts, interpolates and in-paints videos, told apart by a mask.
 
-This file travels to the Hub as it is, and the files it imports relatively lie beside it there, without our package.
+One call: `resolve_call` brings the arguments to one form and plans the windows; for each of them `_make_window` runs
+the scheduler's loop around the denoiser that `guidance.compose` made; `decode` turns latents into pixels. This file
+travels to the Hub as it is, and the files that it imports relatively lie beside it there, without our package.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import PIL.Image
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -22,13 +25,22 @@ from diffusers.video_processor import VideoProcessor
 from einops import rearrange
 from torch import Tensor
 
-from .guidance import Canvas, Conditions, Generators, StepEnd, WindowSampling
-from .inputs import CallInput, Frames, Given, check_integers, count_clips, read_frames, read_given
-from .text import TextConditioning
-from .windows import Window, plan_windows
+from .guidance import Canvas, Conditions, classifier_free, compose, network
+from .inputs import (
+    Call,
+    Frames,
+    Generators,
+    check_generation_config,
+    check_output,
+    encode_tokens,
+    resolve_call,
+    text_length,
+)
+from .windows import Window
 
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components: a file format, never to change
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass
@@ -43,8 +55,46 @@ class VideoDiffusionPipelineOutput(BaseOutput):
     frames: list[list[PIL.Image.Image]] | np.ndarray | Tensor
 
 
-# -------------------------------------------------------------------------------------------------------- the pipeline
-class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, DiffusionPipeline):
+@dataclass
+class StepEnd:
+    """What happens after each step of a call: the progress bar moves and the user's callback is called.
+
+    Args:
+        bar: of tqdm, over all steps of all windows.
+        callback: as in the pipeline's `__call__`.
+        inputs: the names of the tensors it gets.
+        step: steps of the call so far.
+    """
+
+    bar: Any
+    callback: Callable[..., dict[str, Any]] | None
+    inputs: Sequence[str]
+    step: int = 0
+
+    def __call__(self, pipeline: Any, t: Tensor, z: Tensor, conditions: Conditions) -> tuple[Tensor, Conditions]:
+        """The latents and the conditions, changed by the callback.
+
+        Raises:
+            ValueError: where it returns something else than some of its tensors, in their shapes.
+        """
+        if self.callback is not None:
+            tensors = {"latents": z, **vars(conditions)}
+            shapes = {name: getattr(tensors[name], "shape", None) for name in self.inputs}
+            changed = self.callback(pipeline, self.step, t, {name: tensors[name] for name in self.inputs})
+            if not isinstance(changed, Mapping) or any(name not in shapes for name in changed):
+                raise ValueError(f"`callback_on_step_end` returned {changed!r}, expected a dict of {[*self.inputs]}.")
+            for name, value in changed.items():
+                if getattr(value, "shape", None) != shapes[name]:
+                    came = getattr(value, "shape", type(value).__name__)
+                    raise ValueError(f"`callback_on_step_end` returned `{name}` as {came}, expected {shapes[name]}.")
+            z = changed.get("latents", z)
+            conditions = replace(conditions, **{k: v for k, v in changed.items() if k != "latents"})
+        self.step += 1
+        self.bar.update()
+        return z, conditions
+
+
+class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Samples videos from a diffusion model, free or around given frames.
 
     The frames that are given and the ones to be made differ only in a mask. A model with `in_channels = 2·C + 1` reads
@@ -59,6 +109,10 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         text_encoder: a text model of transformers whose output has `last_hidden_state`.
         tokenizer: its tokenizer.
         vae: `AutoencoderKL`; the diffusion then runs in its latents, frame by frame.
+
+    Attributes:
+        generation_config: defaults of a call and of the sampler, as `check_generation_config` takes them; kept in
+            `generation_config.json` beside `model_index.json`.
     """
 
     model_cpu_offload_seq: Any = "text_encoder->unet->vae"
@@ -81,6 +135,7 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
+        self.generation_config: dict[str, Any] = {}
         self._guidance_scale, self._num_timesteps = 1.0, 0
         self._current_timestep: Tensor | None = None
         self._interrupt = False
@@ -89,8 +144,25 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
     num_timesteps = property(lambda self: self._num_timesteps, doc="The number of steps of the call that runs.")
     current_timestep = property(lambda self: self._current_timestep, doc="The timestep the call has reached, or None.")
     interrupt = property(lambda self: self._interrupt, doc="Set `_interrupt` in a callback to skip what is left.")
+    do_classifier_free_guidance = property(lambda self: self._guidance_scale > 1, doc="Whether text guides the call.")
 
-    # ------------------------------------------------------------------------------------------------- load and save
+    # ----------------------------------------------------------------------------------------------------- the sizes
+    @property
+    def latent_channels(self) -> int:
+        """C of the diffusion: the channels of z_t."""
+        return self.unet.config.out_channels
+
+    @property
+    def pixel_channels(self) -> int:
+        """C of the video."""
+        return self.latent_channels if self.vae is None else self.vae.config.in_channels
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """How many pixels a latent stands for, along one edge."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    # -------------------------------------------------------------------------------------------------- load and save
     def register_to_config(self, **kwargs: Any) -> None:
         """Names the home of our own components as `model_index.json` shall, wherever their code was loaded from."""
         for name, entry in kwargs.items():
@@ -100,29 +172,75 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "VideoDiffusionPipeline":
-        """Loads a pipeline from a folder, the Hub or its cache; arguments as in diffusers.
+        """Loads a pipeline from a folder, the package, the Hub or its cache; arguments as in diffusers.
 
-        Our own components come from the installed package and not from the files in the folder: no trust flag.
+        Our own components come from the installed package and not from the files in the folder: no trust flag. Weights
+        are float32 unless `dtype` says otherwise, those of the text encoder too.
+
+        Args:
+            pretrained_model_name_or_path: a folder, the name of a model that comes with the package, or a Hub id.
+            kwargs: as in diffusers.
 
         Raises:
             ValueError: where the weights are broken, or are not those of the folder's config, or an option is refused.
-            OSError: where there is no such folder or a file is missing.
+            OSError: where there is no such model or a file is missing.
         """
-        if isinstance(kwargs.get("dtype"), str):
-            raise ValueError(f"`dtype` is the string {kwargs['dtype']!r}, expected a torch.dtype or a dict of them.")
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or len(folder.parts) > 2 or str(pretrained_model_name_or_path).startswith("."):
-                raise OSError(f"{folder} is no folder, expected that of a saved pipeline or a Hub id 'owner/name'.")
-            kwargs.setdefault("use_safetensors", True)  # a repository of pickles is not even downloaded
-            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
-        kwargs.setdefault("low_cpu_mem_usage", find_spec("accelerate") is not None)
-        hub = import_module(f"{LIBRARY}.hub.folder")
-        own = hub.load_own_components(folder, kwargs)
-        pipeline = super().from_pretrained(str(folder), **own, **kwargs)
+        import video_diffusion.hub.folder as hub  # this form: diffusers takes `from … import` for a requirement
+
+        kwargs = hub.check_options(kwargs)
+        folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
+        own = {
+            name: hub.load_component(folder, name, class_name, kwargs)
+            for name, class_name in hub.own_components(folder).items()
+            if name not in kwargs
+        }
+        try:
+            pipeline = super().from_pretrained(str(folder), **own, **kwargs)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{folder} holds a component whose files are broken: {error}") from error
         hub.spread(pipeline, own)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        pipeline.generation_config = hub.read_generation_config(folder)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoDiffusionPipeline":
+        """A pipeline of the components of another, which they then share; arguments as in diffusers.
+
+        The components keep their dtype unless `dtype` says otherwise.
+        """
+        parts = {name: part for name, part in pipeline.components.items() if name in ("unet", "vae")}
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = pipeline.dtype
+        made = super().from_pipe(pipeline, **parts | kwargs)
+        made.generation_config = dict(getattr(pipeline, "generation_config", {}))
+        return made
+
+    def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Writes the components, `model_index.json` and `generation_config.json`; arguments as in diffusers.
+
+        What `torch.compile` or DDP wrapped is saved without its wrapper.
+
+        Raises:
+            ValueError: where a component holds what its folder could not, or a pickle is asked for.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                "`safe_serialization` is False, expected True: a folder with pickles is not loaded again."
+            )
+        bare = {name: unwrap(name, part) for name, part in self.components.items()}
+        if any(bare[name] is not part for name, part in self.components.items()):
+            pipeline = type(self)(**bare)
+            pipeline.generation_config = self.generation_config
+            return pipeline.save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(str(save_directory), **kwargs)
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes `model_index.json` and what belongs beside it, after the components and before an upload."""
+        super().save_config(save_directory, push_to_hub, **kwargs)
+        config = check_generation_config(self.generation_config)
+        (Path(save_directory) / GENERATION_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        forget_dtypes(Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads weights, code and card in one commit; options as in `video_diffusion.hub.publish.push_pipeline`.
@@ -130,23 +248,11 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         Returns:
             the address of the commit. Needs the package `video-diffusion`.
         """
-        return import_module(f"{LIBRARY}.hub.publish").push_pipeline(self, repo_id, **options)
+        import video_diffusion.hub.publish as publish
 
-    # ---------------------------------------------------------------------------------------------------- the canvas
-    def prepare_canvas(self, given: Given, shape: tuple[int, ...], pixels: bool) -> Canvas:
-        """The empty videos, latents of `shape` and, if asked, pixels, with what is given in its places."""
-        canvas = Canvas(torch.zeros(shape), torch.zeros(1, 1, shape[2], *given.mask.shape[-2:], dtype=torch.bool))
-        if pixels:
-            scale = self.vae_scale_factor
-            size = (self.pixel_channels, shape[3] * scale, shape[4] * scale)
-            canvas.video = torch.zeros(shape[0], shape[2], *size)
-        if given.frames is not None:
-            canvas.known[:, :, given.indices] = rearrange(given.mask, "k c h w -> 1 c k h w")
-            latents = self.encode(given.frames.to(self._execution_device) * 2 - 1).cpu()
-            canvas.latents[:, :, given.indices] = latents * canvas.known[:, :, given.indices]
-        return canvas
+        return publish.push_pipeline(self, repo_id, **options)
 
-    # --------------------------------------------------------------------------------------- pixels, latents and text
+    # ------------------------------------------------------------------------------------------ pixels, latents, text
     def encode(self, frames: Tensor) -> Tensor:
         """`[B, C, F, H, W]`: frames `[B, F, C, H, W]` in [-1, 1], or the mean of the VAE's posterior given them."""
         if self.vae is None:
@@ -169,67 +275,173 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
     def _vae_shift(self) -> float:
         return self.vae.config.get("shift_factor") or 0.0
 
-    # ---------------------------------------------------------------------------------------------------- sampling
-    def make_windows(
+    def prepare_latents(
         self,
-        canvas: Canvas,
-        windows: Sequence[Window],
-        conditions: Conditions,
-        steps: int,
-        latents: Tensor | None,
+        batch_size: int,
+        num_channels_latents: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
         generator: Generators | None,
-        step_end: StepEnd,
-    ) -> None:
-        """Fills the canvas window by window.
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """The noise to start from, `[B, C, F, H / s, W / s]` with the VAE's factor s, as the scheduler scales it.
 
         Args:
-            canvas: the videos.
-            windows: the plan.
-            conditions: the text and the scale that the call begins with.
-            steps: of a window.
-            latents: noise for the whole video, or None.
-            generator: as in `__call__`.
-            step_end: what happens after each step.
+            batch_size: B.
+            num_channels_latents: C.
+            num_frames: F.
+            height: H in pixels.
+            width: W in pixels.
+            dtype: of the result.
+            device: of the result.
+            generator: randomness, one or a list of B.
+            latents: standard normal noise of that shape, taken in place of a new draw.
         """
-        title = getattr(self, "_progress_bar_config", {}).get("desc")
-        for i, window in enumerate(windows):
-            if self.interrupt:
-                break
-            if len(windows) > 1:
-                step_end.bar.set_description(f"{f'{title}, ' if title else ''}window {i + 1} of {len(windows)}")
-            self.scheduler.set_timesteps(steps, device=self._execution_device)
-            z, conditions = self.make_window(canvas, window, conditions, latents, generator, step_end)
-            canvas.put(window.made, z, None if canvas.video is None else self.decode(z))
-
-    def make_window(
-        self,
-        canvas: Canvas,
-        window: Window,
-        start: Conditions,
-        latents: Tensor | None,
-        generator: Generators | None,
-        step_end: StepEnd,
-    ) -> tuple[Tensor, Conditions]:
-        """The frames `[B, C, made, H, W]` of one window, and the conditions as callbacks left them."""
-        device, frames = self._execution_device, window.frames
-        given, known = canvas.latents[:, :, frames].to(device), canvas.known[:, :, frames].to(device)
-        told = known.flatten(3).all(-1)[..., None, None] & (self.unet.config.in_channels > self.latent_channels)
-        conditions = replace(start, given=given, known=known, frame_mask=told)
+        scale = self.vae_scale_factor
+        shape = (batch_size, num_channels_latents, num_frames, height // scale, width // scale)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"`generator` has {len(generator)} items, expected one for each of {batch_size} clips.")
         if latents is None:
-            z = randn_tensor(tuple(given.shape), generator=generator, device=device, dtype=torch.float32)
-        else:
-            z = latents[:, :, frames].to(device, torch.float32)
-        z, conditions = self.denoise(z * self.scheduler.init_noise_sigma, conditions, generator, step_end)
-        return z[:, :, [frames.index(place) for place in window.made]], conditions
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def finish(self, canvas: Canvas, given: Given, output_type: str) -> Any:
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | None = None,
+        num_videos_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The text conditions, `[B · num_videos_per_prompt, L, D]` each, as `__call__` takes them.
+
+        Args:
+            prompt: text, or one for each of B clips; None is the empty text.
+            device: of the result; None: where the pipeline runs.
+            num_videos_per_prompt: how often each is repeated, side by side.
+            do_classifier_free_guidance: whether the negative side is wanted.
+            negative_prompt: likewise; one text serves all clips.
+            prompt_embeds: `[B, L, D]` in place of `prompt`.
+            negative_prompt_embeds: in place of `negative_prompt`.
+            lora_scale: weight of the text encoder's LoRA layers.
+            clip_skip: how many of CLIP's last layers are left out for the prompt.
+
+        Returns:
+            both sides; None for a model without text, and for the negative side without guidance. A model that reads
+            text in a pipeline without text encoder gets zeros, `[B, 1, D]`.
+
+        Raises:
+            ValueError: where a text is longer than the text encoder reads.
+        """
+        device = self._execution_device if device is None else device
+        self._lora_scale = 1.0 if lora_scale is None else lora_scale
+        sides = {"prompt": (prompt, prompt_embeds, clip_skip)}
+        if do_classifier_free_guidance:
+            sides["negative_prompt"] = (negative_prompt, negative_prompt_embeds, None)
+        encoded = [self._encode_side(name, *side, device) for name, side in sides.items()]
+        batch = max((len(states) for states in encoded if states is not None), default=1)
+        repeated = [
+            None if s is None else s.expand(batch, -1, -1).repeat_interleave(num_videos_per_prompt, dim=0)
+            for s in encoded
+        ]
+        return repeated[0], repeated[1] if do_classifier_free_guidance else None
+
+    def _encode_side(
+        self, name: str, text: Any, embeds: Tensor | None, clip_skip: int | None, device: torch.device
+    ) -> Tensor | None:
+        """One side of `encode_prompt`, not repeated."""
+        width = self.unet.config.get("cross_attention_dim")
+        if embeds is None and self.text_encoder is not None:
+            texts = text if isinstance(text, list) else [text or ""]
+            length = text_length(self.text_encoder, self.tokenizer)
+            longest = max(len(tokens) for tokens in self.tokenizer(texts).input_ids)
+            if longest > length:
+                raise ValueError(f"`{name}` has {longest} tokens, expected at most {length}.")
+            tokens = self.tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").to(device)
+            embeds = encode_tokens(self.text_encoder, tokens.input_ids, tokens.attention_mask, clip_skip)
+        elif embeds is None and width is not None:
+            embeds = torch.zeros(1, 1, width)
+        return None if embeds is None else embeds.to(device, self.unet.dtype)
+
+    # ------------------------------------------------------------------------------------------------------- sampling
+    def _prepare_canvas(self, call: Call, pixels: bool) -> Canvas:
+        """The empty videos, latents and, if asked, pixels, with what is given in its places."""
+        given, shape = call.given, call.shape
+        canvas = Canvas(torch.zeros(shape), torch.zeros(1, 1, shape[2], *given.mask.shape[-2:], dtype=torch.bool))
+        if pixels:
+            size = (shape[3] * self.vae_scale_factor, shape[4] * self.vae_scale_factor)
+            canvas.video = torch.zeros(shape[0], shape[2], self.pixel_channels, *size)
+        if given.frames is not None:
+            canvas.known[:, :, given.indices] = rearrange(given.mask, "k c h w -> 1 c k h w")
+            latents = self.encode(given.frames.to(self._execution_device) * 2 - 1).cpu()
+            canvas.latents[:, :, given.indices] = latents * canvas.known[:, :, given.indices]
+        return canvas
+
+    def _begin_window(self, steps: int) -> None:
+        """Sets the scheduler to the start of a window; its first step is the first, whatever the timesteps are."""
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+
+    def _make_window(
+        self, call: Call, canvas: Canvas, window: Window, text: Sequence[Tensor | None], step_end: StepEnd
+    ) -> list[Tensor | None]:
+        """Fills the canvas with the frames of one window: z_1 to z_0 by the scheduler's timesteps.
+
+        Returns:
+            the text of both sides, as callbacks left it.
+
+        Raises:
+            ValueError: where the network gives NaN or infinite values.
+        """
+        device, frames, (B, C, _, h, w) = self._execution_device, window.frames, call.shape
+        given, known = canvas.latents[:, :, frames].to(device), canvas.known[:, :, frames].to(device)
+        read = known.flatten(3).all(-1)[0] & (self.unet.config.in_channels > C)
+        conditions = Conditions(given, known, read, *text)
+        denoise = classifier_free(network(self.unet, self.scheduler), lambda: self._guidance_scale)
+        denoise = compose(
+            denoise, self.scheduler, conditions, call.generator, call.history_scale, call.reconstruction_scale
+        )
+        self._begin_window(call.num_inference_steps)
+        noise = None if call.latents is None else call.latents[:, :, frames]
+        size = (B, C, len(frames), h * self.vae_scale_factor, w * self.vae_scale_factor)
+        z = self.prepare_latents(*size, torch.float32, device, call.generator, noise)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": call.generator} if takes_generator else {}
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        for t in self.scheduler.timesteps:
+            if self.interrupt:
+                continue
+            self._current_timestep = t
+            output, z = denoise(conditions.place(z), t, conditions)
+            finite &= output.isfinite().all()
+            z = self.scheduler.step(output, t, z, return_dict=False, **extra)[0]
+            z, conditions = step_end(self, t, z, conditions)
+        self._current_timestep = None
+        z = torch.where(conditions.known, conditions.given, z)
+        if not finite or not z.isfinite().all():
+            raise ValueError(
+                f"`unet` ({self.unet.dtype}) gave NaN or infinite values, expected finite ones: its weights are "
+                "broken, or the dtype overflows (float16 does; bfloat16 and float32 reach further)."
+            )
+        made = z[:, :, [frames.index(place) for place in window.made]]
+        canvas.put(window.made, made, None if canvas.video is None else self.decode(made))
+        return [conditions.prompt_embeds, conditions.negative_prompt_embeds]
+
+    def _finish(self, canvas: Canvas, call: Call, output_type: str) -> Any:
         """The clips as `output_type`; what was given comes back as it went in."""
-        video = canvas.video
+        video, given = canvas.video, call.given
         if video is None:
             return canvas.latents
         if given.frames is not None:
-            frames = given.frames.to(video.device)
-            video[:, given.indices] = torch.where(given.mask, frames, video[:, given.indices])
+            video[:, given.indices] = torch.where(given.mask, given.frames, video[:, given.indices])
         if output_type == "pt":
             return video
         arrays = [VideoProcessor.pt_to_numpy(clip) for clip in video]
@@ -245,8 +457,8 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         reconstruction_guidance_scale: float | None = None,
         num_videos_per_prompt: int = 1,
@@ -261,7 +473,8 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         window_scheme: str = "autoregressive",
         mask_image: Any = None,
-        history_guidance_scale: float = 1.0,
+        history_guidance_scale: float | None = None,
+        clip_skip: int | None = None,
     ) -> VideoDiffusionPipelineOutput | tuple[Any]:
         """Makes video clips, free or around given frames.
 
@@ -275,8 +488,9 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
                 conditioned on frames already made; the memory they need does not grow with F.
             height: H in pixels, by default the trained one.
             width: W in pixels, likewise.
-            num_inference_steps: network calls of a window, at least 1.
-            guidance_scale: classifier-free guidance; 1 switches it off.
+            num_inference_steps: steps of a window, at least 1; by default those of `generation_config`, else 50.
+            guidance_scale: w of classifier-free guidance; 0 and 1 switch it off. By default that of
+                `generation_config` where there is a prompt, else 1.
             negative_prompt: what the guidance leads away from.
             reconstruction_guidance_scale: w ≥ 0 of Ho et al. 2022, equation (8): what is known pulls the rest
                 while it is noised. A model without channels for given frames, and `mask_image`, need it. 0 is
@@ -297,50 +511,114 @@ class VideoDiffusionPipeline(CallInput, TextConditioning, WindowSampling, Diffus
             window_scheme: "autoregressive", "hierarchy-2" or "interpolate", see `plan_windows`.
             mask_image: spatial in-painting: bool or 0 and 1, `[F, H, W]` or `[H, W]`, true where `video`, which then
                 holds all F frames, is given. (Stock in-painting pipelines call it the other way round.)
-            history_guidance_scale: classifier-free guidance on the frames that the model is told, in every window; 1
-                switches it off, more costs a second call a step and drifts in long videos. See `predict_from_history`.
+            history_guidance_scale: classifier-free guidance on the frames that the model reads, in every window; 1
+                switches it off, more costs a second call a step and drifts in long videos (see `guidance.history`). By
+                default that of `generation_config` where frames are given and there is one window, else 1.
+            clip_skip: how many of the last layers of a CLIP text encoder are left out for the prompt.
 
         Returns:
             `VideoDiffusionPipelineOutput`, or the tuple `(frames,)`, on the CPU. Given frames and pixels come back
             untouched.
 
         Raises:
-            ValueError: where an argument is refused, before the first network call.
+            ValueError: where an argument is refused, before the first network call; where the network gives NaN.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
+        known_inputs = self._callback_tensor_inputs
+        check_output(
+            self, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs, known_inputs
+        )
+        texts: dict[str, Any] = {"prompt": prompt, "prompt_embeds": prompt_embeds}
         texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
-        check_integers(num_inference_steps=num_inference_steps, num_videos_per_prompt=num_videos_per_prompt)
-        self.check_call(output_type, guidance_scale, callback_on_step_end_tensor_inputs)
-        self.check_text(texts, guidance_scale)
-        frames = None if video is None else read_frames(video, self.pixel_channels)
-        if num_frames is None and mask_image is not None and frames is not None:
-            num_frames = frames.shape[1]
-        F, H, W = self.resolve_shape(num_frames, height, width)
-        given = read_given(frames, frame_indices, mask_image, (F, H, W))
-        trained = self.unet.config.get("num_frames")
-        windows = list(plan_windows(F, trained, window_overlap, window_scheme, given.whole_frames()))
-        self.check_conditioning(given, len(windows), reconstruction_guidance_scale)
-        self.check_history(given, len(windows), history_guidance_scale, reconstruction_guidance_scale)
-        if mask_image is not None and self.vae is not None:
-            raise ValueError("`mask_image` is given, expected None: the diffusion runs in latents, not in pixels.")
-        base = count_clips({"video": frames, **texts})
-        scale, self._guidance_scale = self.vae_scale_factor, float(guidance_scale)
-        shape = (base * num_videos_per_prompt, self.latent_channels, F, H // scale, W // scale)
-        self.check_latents(shape, generator, latents)
-
-        given = given.repeat(base, num_videos_per_prompt)
-        sides = ("prompt", "negative_prompt") if guidance_scale > 1 else ("prompt",)
-        text = {f"{side}_embeds": self.prepare_text(side, texts, base, num_videos_per_prompt) for side in sides}
-        canvas = self.prepare_canvas(given, shape, pixels=output_type != "latent")
-        none = torch.zeros(0)
-        w, w_history = float(reconstruction_guidance_scale or 0), float(history_guidance_scale)
-        start = Conditions(none, none, none, w, w_history, **text)
-        self._num_timesteps, self._interrupt = num_inference_steps * len(windows), False
+        call = resolve_call(
+            self,
+            texts=texts,
+            video=video,
+            frame_indices=frame_indices,
+            mask_image=mask_image,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_videos_per_prompt=num_videos_per_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            history_guidance_scale=history_guidance_scale,
+            reconstruction_guidance_scale=reconstruction_guidance_scale,
+            window_overlap=window_overlap,
+            window_scheme=window_scheme,
+            generator=generator,
+            latents=latents,
+            clip_skip=clip_skip,
+        )
+        self._guidance_scale, self._interrupt = call.guidance_scale, False
+        sides = self.encode_prompt(
+            num_videos_per_prompt=num_videos_per_prompt,
+            do_classifier_free_guidance=self.do_classifier_free_guidance,
+            clip_skip=clip_skip,
+            **texts,
+        )
+        text = [
+            one if one is None or len(one) == call.shape[0] else one[:1].expand(call.shape[0], -1, -1) for one in sides
+        ]
+        canvas = self._prepare_canvas(call, pixels=output_type != "latent")
+        self._begin_window(call.num_inference_steps)
+        self._num_timesteps = len(self.scheduler.timesteps) * len(call.windows)
+        title = getattr(self, "_progress_bar_config", {}).get("desc")
         with self.progress_bar(total=self._num_timesteps) as bar:
             step_end = StepEnd(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
-            self.make_windows(canvas, windows, start, num_inference_steps, latents, generator, step_end)
-        clips = self.finish(canvas, given, output_type)
+            for i, window in enumerate(call.windows):
+                if self.interrupt:
+                    break
+                if len(call.windows) > 1:
+                    bar.set_description(f"{f'{title}, ' if title else ''}window {i + 1} of {len(call.windows)}")
+                text = self._make_window(call, canvas, window, text, step_end)
+        clips = self._finish(canvas, call, output_type)
         self.maybe_free_model_hooks()
         return VideoDiffusionPipelineOutput(frames=clips) if return_dict else (clips,)
+
+
+# -------------------------------------------------------------------------------------------------- what is saved how
+def unwrap(name: str, part: Any) -> Any:
+    """A component as its folder holds it: without what `torch.compile` and DDP put around it.
+
+    Raises:
+        ValueError: where the folder could not hold it: adapters, rounded or absent weights, shards of other processes.
+    """
+    while isinstance(part, torch.nn.Module):
+        if hasattr(part, "_orig_mod"):
+            part = part._orig_mod
+        elif isinstance(part, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            part = part.module
+        else:
+            break
+    if not isinstance(part, torch.nn.Module):
+        return part
+    modules = list(part.modules())
+    reason = None
+    if any(hasattr(module, "lora_A") for module in modules):
+        reason = "LoRA adapters: `fuse_lora()` to keep what they do, then `unload_lora_weights()`, then save"
+    elif any("layerwise_casting" in hook_names(module) for module in modules):
+        reason = "weights rounded by layerwise casting: save before `enable_layerwise_casting`"
+    elif any(parameter.is_meta for parameter in part.parameters()):
+        reason = "weights that are offloaded: save before offloading"
+    elif type(part).__name__ == "FullyShardedDataParallel" or not hasattr(part, "save_pretrained"):
+        reason = "no weights that one process could save: pass the module inside of it"
+    if reason is not None:
+        raise ValueError(f"`{name}`, a {type(part).__name__}, has {reason}.")
+    return part
+
+
+def hook_names(module: torch.nn.Module) -> list[str]:
+    """The names of the hooks that diffusers put on a module."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return [] if registry is None else list(registry.hooks)
+
+
+def forget_dtypes(folder: Path) -> None:
+    """Drops the dtype from the configs of transformers' models: how weights are read is for the reader to say."""
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if "transformers_version" in config and ({"dtype", "torch_dtype"} & set(config)):
+            kept = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+            file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

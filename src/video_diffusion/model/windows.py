@@ -113,7 +113,8 @@ def _spacings(num_frames: int, length: int, overlap: int, scheme: str) -> list[i
 
 def _sweep(line: Sequence[int], length: int, overlap: int, known: set[int]) -> Iterator[Window]:
     """Windows along a line of frames, which begins with known ones or is wholly unknown; adds what it makes."""
-    while (start := next((i for i, place in enumerate(line) if place not in known), None)) is not None:
+    start = 0
+    while (start := next((i for i in range(start, len(line)) if line[i] not in known), len(line))) < len(line):
         frames = line[slice(*_reach(line, start, length, overlap, known))]
         window = Window(
             tuple(sorted(place for place in frames if place in known)),

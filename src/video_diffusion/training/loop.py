@@ -229,7 +229,7 @@ class Run:
         clips = self.held_out(self.args.validation_videos)
         size = len(clips)
         pipe, report = self.pipeline(), {}
-        unet, no_text = pipe.unet, None if self.text is None else pipe.encode_text("prompt", [""])
+        unet, no_text = pipe.unet, None if self.text is None else pipe.encode_prompt("")[0]
         for task, name in enumerate(TASKS):
             only = [float(i == task) for i in range(len(TASKS))]
             errors = []

@@ -13,6 +13,7 @@ from diffusers import ModelMixin
 from einops import reduce
 from torch import Tensor
 
+from video_diffusion.model.guidance import model_input
 from video_diffusion.model.scheduler import VPContinuousScheduler, prediction_loss_weight
 
 TASKS = ("generation", "prediction", "interpolation", "inpainting")
@@ -119,20 +120,6 @@ def joint_attention_mask(batch: int, frames: int, num_images: int, device: torch
     videos = torch.arange(frames, device=device) < frames - num_images
     mask = (videos[:, None] & videos[None, :]) | torch.eye(frames, dtype=torch.bool, device=device)
     return mask.expand(batch, frames, frames)
-
-
-def model_input(z_t: Tensor, x: Tensor, frame_mask: Tensor, in_channels: int) -> Tensor:
-    """What the denoiser sees: `[z_t, given frames (0 elsewhere), mask]` on the channel axis, `[B, 2·C + 1, F, H, W]`.
-
-    A given frame stands at noise level zero: it takes z_t's place too. A model with C channels sees z_t alone.
-    """
-    if in_channels == z_t.shape[1]:
-        return z_t
-    if in_channels != 2 * z_t.shape[1] + 1:
-        raise ValueError(f"`in_channels` is {in_channels}, expected C or 2·C + 1 for C = {z_t.shape[1]} channels.")
-    mask = frame_mask[:, None, :, None, None].to(z_t.dtype)
-    plane = mask.expand(-1, -1, -1, *z_t.shape[-2:])
-    return torch.cat([torch.lerp(z_t, x, mask), mask * x, plane], dim=1)
 
 
 def diffusion_loss(

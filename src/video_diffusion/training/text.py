@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from video_diffusion.data.captions import VOCABULARY
+from video_diffusion.model.inputs import encode_tokens
 
 SMALL_BERT = "small-bert"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -80,7 +81,7 @@ class TextDenoiser(nn.Module):
         **kwargs: Any,
     ) -> Any:
         """The denoiser's output; see `RunText.inputs` for the text."""
-        states = self.text_encoder(input_ids, attention_mask=input_mask).last_hidden_state
+        states = encode_tokens(self.text_encoder, input_ids, input_mask)
         states = states if text_index is None else states[text_index]
         return self.denoiser(sample, timestep, encoder_hidden_states=states, **kwargs)
 
@@ -123,7 +124,7 @@ class RunText:
         new = [text for text in dict.fromkeys(texts) if text not in self.states]
         if new:
             tokens = self.tokens(new)
-            states = self.encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+            states = encode_tokens(self.encoder, tokens.input_ids, tokens.attention_mask)
             if len(self.states) + len(new) > self.capacity:
                 self.states = {text: self.states[text] for text in set(texts) if text in self.states}
             self.states |= zip(new, states, strict=True)

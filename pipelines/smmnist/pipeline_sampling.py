@@ -1,1 +1,0 @@
-../../src/video_diffusion/pipeline_sampling.py
