@@ -87,7 +87,7 @@ class VideoRotaryPosEmbed(nn.Module):
         self._last: tuple[Any, Rotary] | None = None  # the tables of the last call, no part of the weights
 
     def forward(self, frames: int, height: int, width: int, device: torch.device) -> Rotary:
-        """Cosine and sine `[F, H·W, 1, head_dim / 2]` in float32, made once as long as the shape stays."""
+        """What `rotate` takes, `[F, H·W, 1, head_dim]` in float32; made once as long as the shape stays."""
         if torch.compiler.is_compiling():
             return self._tables(frames, height, width, device)
         key, last = (frames, height, width, device), self._last
@@ -103,21 +103,42 @@ class VideoRotaryPosEmbed(nn.Module):
             for place, pairs, theta in zip(places, self.pairs, self.theta, strict=True)
         ]
         angle = torch.cat(angles, dim=-1)
-        return angle.cos(), angle.sin()
+        return torch.cat([angle, angle], dim=-1).cos(), torch.cat([-angle, angle], dim=-1).sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel i of `[…, D]` and channel i + D/2 as a pair by the angle with cosine and sine `[…, D/2]`."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+    """Turns channel i of `[…, D]` with channel i + D/2, as a pair, by an angle.
+
+    Args:
+        x: `[…, D]`.
+        cos: cosine of the angles `[…, D]`, the second half like the first.
+        sin: sine, the first half with the sign changed.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm in the input's precision, whatever that of the weight (under autocast they differ)."""
+    """RMSNorm of a head's channels (Zhang and Sennrich 2019) in float32, from and for any precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[…, D]` → `[…, D]`."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        """`[…, D]` → float32 `[…, D]`."""
+        x = x.float()
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]  # faster than mean(x²)
+        return x * torch.rsqrt(square + self.eps) * self.weight.float()
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018) that keeps the input's precision, under autocast too.
+
+    In half precision a CPU computes it in float32: PyTorch's own kernel for channels-last memory takes five times as
+    long as that with both conversions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` → `[N, C, H, W]`."""
+        inner = torch.float32 if x.device.type == "cpu" else x.dtype
+        weight, bias = self.weight.to(inner), self.bias.to(inner)
+        return F.group_norm(x.to(inner), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class VideoAttnProcessor:
@@ -146,6 +167,7 @@ class VideoAttnProcessor:
         query, key = attn.norm_q(query), attn.norm_k(key)
         if rotary_emb is not None:
             query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+        query, key = query.to(value.dtype), key.to(value.dtype)
         if attn.is_cross_attention:  # all tokens that read one text are one sequence
             query = query.reshape(len(key), -1, *query.shape[-2:])
         else:
@@ -219,7 +241,7 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
             encoder_hidden_states: text `[N, M, cross_attention_dim]`; N is B, or B·F for one text a frame.
             attention_mask: for text `[N, 1, 1, M]`; among tokens what the pattern asks for: joint `[B, 1, F·S, F·S]`,
                 space `[B·F, 1, S, S]`, time `[B, 1 or S·heads, F, F]`; bool (true: may attend) or a bias.
-            rotary_emb: cosine and sine, broadcast to `[B, F, S, heads, D / 2]`.
+            rotary_emb: cosine and sine for `rotate`, broadcast to `[B, F, S, heads, D]`.
         """
         return self.processor(
             self, self.norm(hidden_states), encoder_hidden_states, attention_mask, rotary_emb=rotary_emb
@@ -239,15 +261,16 @@ def temporal_shift(x: Tensor, frames: int, channels: int, frame_mask: Tensor | N
     Returns:
         `[B·F, C, H, W]`.
     """
-    video = x.unflatten(0, (-1, frames))
-    before = F.pad(video[:, :-1, :channels], (0, 0, 0, 0, 0, 0, 1, 0))
-    after = F.pad(video[:, 1:, channels : 2 * channels], (0, 0, 0, 0, 0, 0, 0, 1))
+    video = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))  # so that the result is channels-last too
+    before = F.pad(video[:, :-1, ..., :channels], (0, 0, 0, 0, 0, 0, 1, 0))
+    after = F.pad(video[:, 1:, ..., channels : 2 * channels], (0, 0, 0, 0, 0, 0, 0, 1))
     if frame_mask is not None:
         sees_before = F.pad(frame_mask.diagonal(-1, 1, 2), (1, 0))
         sees_after = F.pad(frame_mask.diagonal(1, 1, 2), (0, 1))
         before = torch.where(sees_before[..., None, None, None], before, 0)
         after = torch.where(sees_after[..., None, None, None], after, 0)
-    return torch.cat([before, after, video[:, :, 2 * channels :]], dim=2).flatten(0, 1)
+    shifted = torch.cat([before, after, video[..., 2 * channels :]], dim=-1)
+    return shifted.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class ResnetBlock(nn.Module):
@@ -265,10 +288,10 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.shifted_in, self.shifted_out = (int(shifted * n / 2) for n in (in_channels, out_channels))
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.act = get_activation(act_fn)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
@@ -618,7 +641,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         )
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(reversed(widths)))
         # The stem's output joins here once more, so that ε need not pass through the whole network.
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, 2 * stem, eps=norm_eps)
+        self.conv_norm_out = GroupNorm(norm_num_groups, 2 * stem, eps=norm_eps)
         self.conv_out = zero_init(nn.Conv2d(2 * stem, out_channels * patch_size**2, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
