@@ -1,8 +1,8 @@
 """
 The denoisers that are compared: ours and two others at equal parameters, all called as `model(sample, timestep)`.
 
-* `ours`: the layout of the `tiny-cpu` preset with one block a level, without text and channels for given frames. (The
-  preset has two at 16×16 and at 8×8.)
+* `ours`: the layout of the embedded checkpoints, narrower and with six transformer blocks in the place of eight,
+  without text and channels for given frames.
 * `diffusers`: `UNet3DConditionModel` with three levels and attention at its coarsest, 16×16, only, narrow at full
   resolution, where its time goes. Its own pattern, attention at 64×64 too, is ten times slower again. The class
   insists on text, so it gets one zero token.
@@ -77,10 +77,13 @@ def _ours() -> nn.Module:
     return VideoUNet3DConditionModel(
         in_channels=1,
         patch_size=4,
-        block_out_channels=(64, 128, 256),
+        block_out_channels=(128, 256),
+        layers_per_block=(2, 0),
         attention_head_dim=64,
         temporal_shift=0.25,
-        spatial_attention=(False, True, True),
+        spatial_attention=False,
+        temporal_attention=False,
+        transformer_layers=6,
     )
 
 

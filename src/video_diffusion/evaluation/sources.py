@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from video_diffusion.data.video_io import check_clip, read_video, resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
-from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model
+from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
 from video_diffusion.model.windows import Window, plan_windows
 from video_diffusion.sampling import load_pipeline
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 Clips = NDArray[np.uint8]
+PROCESS = ("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type")  # of the scheduler's config
 
 
 class Source(ABC):
@@ -103,6 +104,8 @@ class PipelineSource(Source):
             "gamma": scheduler.config.get("gamma"),
             "steps": steps,
             "seed": seed,
+            "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+            "process": {name: scheduler.config.get(name) for name in PROCESS if name in scheduler.config},
         }
         if history_guidance != 1:
             self.settings["history_guidance"] = history_guidance
@@ -355,7 +358,7 @@ def open_source(
         "kind": "pipeline",
         "name": model,
         "revision": folder.name if folder.parent.name == "snapshots" else None,
-        "sha256": files_sha256(folder),
+        "weights": weights_digest(folder),
     }
     return PipelineSource(
         load_pipeline(str(folder), sampler, gamma, device),
@@ -366,14 +369,3 @@ def open_source(
         batch_size=batch_size,
         history_guidance=history_guidance,
     )
-
-
-def files_sha256(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every weights file and config of a pipeline's components, by its place in the folder."""
-    files = sorted(
-        file
-        for ending in ("safetensors", "bin", "json")
-        for file in folder.glob(f"*/*.{ending}")
-        if file.parent.name not in ("evaluation", "samples")  # what is made with the model is not the model
-    )
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -3,7 +3,6 @@
 No figure in it is written by hand: the results come from the JSON files of `video-diffusion evaluate`.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from video_diffusion.data.video_io import atomic_path
 from video_diffusion.evaluation import text_report
 from video_diffusion.evaluation.report import TITLES, markdown, rows
-from video_diffusion.hub.folder import HALF, INDEX, PACKAGE
+from video_diffusion.hub.folder import HALF, INDEX, PACKAGE, weights_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -102,21 +101,17 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     Raises:
         ValueError: where a file is none of `video-diffusion evaluate`.
     """
-    hashes = {
-        f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.glob("*/*.safetensors")
-    }
+    digest = weights_digest(folder)
     found = []
     for file in sorted(folder.glob("evaluation/*.json")):
         report = read_json(file)
         try:
             write = text_report.markdown if report["protocol"] == "text" else markdown
             text = re.sub("^##", "###", write(report), flags=re.MULTILINE).rstrip()
-            measured = report["model"].get("sha256") or {}
+            measured = report["model"].get("weights") or digest
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no report of `video-diffusion evaluate`: {error!r} is missing.") from error
-        shared = hashes.keys() & measured.keys() if isinstance(measured, dict) else ()
-        found.append(Evaluation(report, file, text, any(hashes[name] != measured[name] for name in shared)))
+        found.append(Evaluation(report, file, text, measured != digest))
     return sorted(found, key=lambda evaluation: evaluation.protocol)
 
 

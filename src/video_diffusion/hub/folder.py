@@ -1,6 +1,7 @@
 """Pipelines on disk: where they are, how their weights are read, and the folder that a Hub repository holds."""
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -193,6 +194,26 @@ def check_weights(folder: Path) -> None:
         named = set(json.loads(listing.read_text())["weight_map"].values())
         if foreign := sorted(named - {file.name for file in files}):
             raise ValueError(f"{listing} names the weights file {foreign[0]!r}, expected files of its folder.")
+
+
+def weights_digest(folder: Path) -> str:
+    """What weights a pipeline's folder holds: the SHA-256 of their values in half precision, whatever the files.
+
+    Full weights, their fp16 variant and the shards of either have one digest; so a figure that was measured with a
+    model still belongs to it after an export.
+    """
+    from safetensors import safe_open
+
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        with safe_open(str(file), framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  it is no mapping
+                if (key := f"{file.parent.name}/{name}") not in found:
+                    value = weights.get_tensor(name)
+                    value = value.half() if value.is_floating_point() else value
+                    content = f"{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes()
+                    found[key] = hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(" ".join(sorted(found.values())).encode()).hexdigest()
 
 
 def refuse_pickles(names: Iterable[str], index: Mapping[str, Any]) -> None:

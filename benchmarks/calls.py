@@ -1,0 +1,162 @@
+"""
+Quality against the number of network calls, by sampler: the error and the FVD of prediction, the FVD of generation.
+
+    python -m benchmarks.calls --model moving-mnist --num-videos 128
+
+writes benchmarks/results/calls.json and .png. Classic Moving MNIST, test digits, 10 frames of 64×64. Prediction: 5
+frames are given; its error is the squared error of one sample, summed over a frame's pixels, mean over the 5 frames
+that are predicted; its FVD is that of all 10 frames. Generation: nothing is given. Beside them stands the FVD of real
+clips against real clips at the same number of clips. A run that was killed goes on: what is finished is kept in
+`calls-parts` beside the JSON.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from video_diffusion.data.video_io import atomic_path
+from video_diffusion.evaluation import PROTOCOLS, PipelineSource, open_source
+from video_diffusion.evaluation.run import open_parts
+from video_diffusion.metrics import FVDMetric
+from video_diffusion.sampling import SAMPLERS
+
+RESULTS = Path(__file__).parent / "results" / "calls.json"
+CALLS = (1, 2, 4, 8, 12, 20, 50, 100)
+FRAMES, BATCH = 10, 8
+TASKS = {"prediction": PROTOCOLS["paper"], "generation": PROTOCOLS["unconditional"]}
+Clips = NDArray[np.uint8]
+
+
+def features(metric: FVDMetric, clips: Clips) -> torch.Tensor:
+    """I3D logits `[N, 400]` of clips uint8 `[N, F, H, W, 1]`."""
+    return metric.features(torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255)
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The Fréchet distance of two sets of logits."""
+    metric = FVDMetric()
+    metric.add_features(predictions=one, references=other)
+    return round(float(metric.compute()["fvd"]), 3)
+
+
+def make(source: PipelineSource, task: str, count: int) -> tuple[Clips, Clips]:
+    """Clips of a task and the true ones, uint8 `[N, 10, H, W, 1]` each."""
+    protocol, made, real = TASKS[task], [], []
+    for first in range(0, count, BATCH):
+        indices = range(first, min(first + BATCH, count))
+        truth = protocol.truth(indices, source.image_size)[:, :FRAMES]
+        made.append(source.clips(indices, truth[:, : protocol.num_given], 1, (FRAMES,))[FRAMES][:, 0])
+        real.append(truth)
+    return np.concatenate(made), np.concatenate(real)
+
+
+def measure(source: PipelineSource, task: str, count: int, metric: FVDMetric, file: Path) -> dict[str, Any]:
+    """What is measured of a task; kept in a file, and taken from it where it is there."""
+    if not file.exists():
+        made, truth = make(source, task, count)
+        error = ((made.astype(np.float64) - truth) / 255) ** 2
+        with atomic_path(file) as draft, draft.open("wb") as stream:
+            np.savez(stream, logits=features(metric, made).numpy(), error=error.sum((2, 3, 4)).mean(0))
+    with np.load(file, allow_pickle=False) as part:
+        logits, errors = torch.from_numpy(part["logits"]), part["error"]
+    found: dict[str, Any] = {"task": task, "fvd": distance(logits, reference(task, count, metric, file.parent))}
+    if task == "prediction":
+        by_frame = errors[TASKS[task].num_given :]
+        found |= {"error": round(by_frame.mean().item(), 3), "error_by_frame": by_frame.round(3).tolist()}
+    return found
+
+
+def reference(task: str, count: int, metric: FVDMetric, folder: Path, real: bool = False) -> torch.Tensor:
+    """Logits of the true clips, or of as many other real ones; kept in the folder."""
+    file = folder / f"{'real' if real else 'truth'}-{task}.npz"
+    if not file.exists():
+        protocol = TASKS[task]
+        clips = (protocol.real if real else protocol.truth)(range(count), 64)[:, :FRAMES]
+        with atomic_path(file) as draft, draft.open("wb") as stream:
+            np.savez(stream, logits=features(metric, clips).numpy())
+    with np.load(file, allow_pickle=False) as part:
+        return torch.from_numpy(part["logits"])
+
+
+def draw(report: dict[str, Any], file: Path) -> None:
+    """Three charts over the number of calls, a line for each sampler."""
+    from matplotlib.figure import Figure
+
+    panels = (("prediction", "fvd"), ("prediction", "error"), ("generation", "fvd"))
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, (task, key) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for sampler in report["samplers"]:
+            runs = [run for run in report["runs"] if (run["task"], run["sampler"]) == (task, sampler)]
+            axes.plot([run["calls"] for run in runs], [run[key] for run in runs], marker="o", label=sampler)
+        if key == "fvd":
+            axes.axhline(report["real_against_real"][task], color="grey", linestyle="--", label="real against real")
+        what = "FVD" if key == "fvd" else "squared error of a frame"
+        axes.set(xscale="log", yscale="log", xlabel="network calls", title=f"{task}: {what}")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    with atomic_path(file) as draft:
+        figure.savefig(draft, format="png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)")
+    add("--num-videos", type=int, default=128, help="test clips (default: %(default)s)")
+    add("--samplers", nargs="+", choices=SAMPLERS, default=["dpm++"], help="default: dpm++")
+    add("--calls", type=int, nargs="+", default=list(CALLS), help="of the network (default: %(default)s)")
+    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: both")
+    add("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    add("--out", type=Path, default=RESULTS, help="the JSON file (default: %(default)s)")
+    args = parser.parse_args()
+
+    parts, metric = args.out.parent / f"{args.out.stem}-parts", FVDMetric()
+    parts.mkdir(parents=True, exist_ok=True)
+    runs: list[dict[str, Any]] = []
+    wanted = [
+        (sampler, calls, task) for calls in sorted(args.calls) for sampler in args.samplers for task in args.tasks
+    ]
+    for sampler, calls, task in tqdm(wanted, unit="run"):
+        source = open_source(args.model, sampler=sampler, steps=calls, device=args.device)
+        if not isinstance(source, PipelineSource):
+            raise SystemExit(f"`--model` is the folder of videos {args.model}, expected a pipeline.")
+        model = {key: value for key, value in source.identity.items() if key != "name"}
+        open_parts(parts, {"model": model, "dtype": source.settings["dtype"], "num_videos": args.num_videos})
+        source.pipeline.scheduler.set_timesteps(calls)
+        spent = len(source.pipeline.scheduler.timesteps)
+        found = measure(source, task, args.num_videos, metric, parts / f"{task}-{sampler}-{calls:04d}.npz")
+        runs.append({"sampler": sampler, "calls": spent, **found})
+        tqdm.write(json.dumps(runs[-1]))
+    report = {
+        "command": shlex.join(["python", "-m", "benchmarks.calls", *sys.argv[1:]]),
+        "model": source.identity,
+        "dtype": source.settings["dtype"],
+        "num_videos": args.num_videos,
+        "frames": FRAMES,
+        "samplers": args.samplers,
+        "torch": torch.__version__,
+        "real_against_real": {
+            task: distance(
+                reference(task, args.num_videos, metric, parts, real=True),
+                reference(task, args.num_videos, metric, parts),
+            )
+            for task in args.tasks
+        },
+        "runs": runs,
+    }
+    with atomic_path(args.out) as draft:
+        draft.write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, args.out.with_suffix(".png"))
+    print(f"Written: {args.out}, {args.out.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
