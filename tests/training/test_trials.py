@@ -52,52 +52,6 @@ def test_adaptive_times_follow_the_loss_and_keep_its_expectation(trials):
     assert late == pytest.approx(0.2 * 0.5 + 0.8 * share.item(), rel=1e-2)  # a fifth stays uniform
 
 
-def test_a_convolution_in_the_place_of_attention_starts_at_nothing_and_sees_its_neighbours(trials, make_denoiser):
-    denoiser = make_denoiser()
-    weights = sum(p.numel() for p in denoiser.mid_block.temporal_attention.parameters())
-    trials.replace_temporal_attention(denoiser, "convolution")
-    layer = denoiser.mid_block.temporal_attention
-    assert sum(p.numel() for p in layer.parameters()) == pytest.approx(weights, rel=0.05)
-    channels = layer.conv.in_channels
-    tracks = torch.randn(1, 7, channels, generator=torch.Generator().manual_seed(0))
-    assert not layer(tracks).any()
-    nn.init.eye_(layer.to_out.weight)
-    other = tracks.clone()
-    other[:, 3] += torch.randn(channels)  # a shift alone would vanish in the normalisation
-    changed = (layer(tracks) != layer(other)).any(dim=(0, 2))
-    assert changed.tolist() == [False, False, True, True, True, False, False]
-
-
-@pytest.mark.parametrize(("kind", "left"), [("none", 0), ("coarse", 3)])
-def test_attention_over_time_is_taken_away_where_it_is_asked(trials, make_denoiser, kind, left):
-    denoiser = make_denoiser(block_out_channels=(32, 32), attention_head_dim=32, temporal_shift=0.25)
-    trials.replace_temporal_attention(denoiser, kind)
-    kept = [n for n, m in denoiser.named_modules() if n.endswith("temporal_attention") and hasattr(m, "to_q")]
-    assert len(kept) == left
-    sample = torch.randn(1, denoiser.config.in_channels, 3, 32, 32)
-    denoiser(sample, 500.0).sample.sum().backward()
-
-
-def test_attention_over_space_and_time_is_attention_over_all_tokens_and_learns_where_they_are(trials, make_denoiser):
-    denoiser = make_denoiser(block_out_channels=(32, 32), attention_head_dim=32, sample_size=32, patch_size=4)
-    trials.replace_temporal_attention(denoiser, "joint")
-    layer = denoiser.mid_block.temporal_attention
-    assert layer.places == 16
-    assert not hasattr(denoiser.down_blocks[0][0].temporal_attention, "places")  # the finest level keeps its own
-    nn.init.eye_(layer.attention.to_out[0].weight)
-    tracks = torch.randn(2 * 16, 3, 32, generator=torch.Generator().manual_seed(0))
-    bias = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(1))
-    tokens = tracks.reshape(2, 16, 3, 32).transpose(1, 2).reshape(2, 48, 32)
-    whole = bias.repeat_interleave(16, 2).repeat_interleave(16, 3)
-    expected = layer.attention(tokens, attention_mask=whole).reshape(2, 3, 16, 32).transpose(1, 2).reshape(32, 3, 32)
-    torch.testing.assert_close(layer(tracks, bias), expected)
-    with torch.no_grad():
-        layer.table.weight[layer.offset[0, 5]] = 3.0  # a place and the one a row below and a column to the right
-    pairs = (layer.offset == layer.offset[0, 5]).nonzero().tolist()
-    assert pairs == [[place, place + 5] for place in range(11) if place % 4 < 3]
-    assert not torch.allclose(layer(tracks, bias), expected)
-
-
 def test_a_self_conditioned_denoiser_sees_its_own_estimate(trials):
     seen = []
 

@@ -29,7 +29,6 @@ from trials import (
     SelfConditioned,
     TrialArguments,
     rate,
-    replace_temporal_attention,
 )
 from video_diffusion import VideoUNet3DConditionModel
 from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR
@@ -82,10 +81,6 @@ VARIANTS = {
     "generation": f"{FAST} --mask_probabilities 0.7 0.1 0.1 0.1",
     "uniform-times": f"{FAST} --times uniform",
     "adaptive-times": f"{FAST} --times adaptive",
-    "convolution": f"{FAST} --temporal convolution",
-    "shift-alone": f"{FAST} --temporal none",
-    "coarse-attention": f"{FAST} --temporal coarse",
-    "joint-attention": f"{FAST} --temporal joint",
     "schedule-linear": f"{FAST} --schedule linear --shift 1",
     "self-conditioning": f"{FAST} --self_conditioning True",
     "ema-linear": f"{FAST} --ema_widths True",
@@ -128,8 +123,6 @@ class Trial:
             channels = self.data.num_channels
             config = dict(self.denoiser.config) | {"in_channels": self.in_channels + channels}
             self.denoiser = VideoUNet3DConditionModel.from_config(config)
-        if self.options.temporal != "attention":
-            replace_temporal_attention(self.denoiser, self.options.temporal)
         if self.args.attention_backend is not None:
             self.denoiser.set_attention_backend(self.args.attention_backend)
         self.model: nn.Module = self.denoiser

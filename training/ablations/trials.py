@@ -1,15 +1,13 @@
 """What `ablate.py` tries and the package does not have, each as a flag of a variant beside those of `train.py`."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from video_diffusion import VideoUNet3DConditionModel
-from video_diffusion.model.denoiser import VideoAttention, VideoUNetBlock, zero_init
 from video_diffusion.training.objective import Draw
 
 EMA_WIDTHS = (0.02, 0.05, 0.1, 0.2)
@@ -21,13 +19,6 @@ class TrialArguments:
     """Flags of a variant that `train.py` does not know."""
 
     times: str = field(default="stratified", metadata={"help": "stratified, uniform or adaptive."})
-    temporal: str = field(
-        default="attention",
-        metadata={
-            "help": "attention; convolution or none in its place; coarse: none at the finest level; joint: over space "
-            "and time at all levels but the finest."
-        },
-    )
     self_conditioning: bool = field(default=False, metadata={"help": "The denoiser sees its own estimate of x."})
     ema_widths: bool = field(default=False, metadata={"help": "Measure averages of several lengths, and none."})
 
@@ -43,76 +34,6 @@ def rate(schedule: str, share: float) -> float:
     if schedule == "constant":
         return 1.0
     raise ValueError(f"`lr_scheduler` is {schedule!r}, expected linear, cosine, trapezoid or constant.")
-
-
-class TemporalConvolution(nn.Module):
-    """Stands where temporal attention does and sees three frames; as many weights. It honours no mask."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.conv = nn.Conv1d(channels, channels, 3, padding=1)
-        self.to_out = zero_init(nn.Linear(channels, channels))
-
-    def forward(self, tracks: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """`[N, F, C]` → `[N, F, C]`."""
-        return self.to_out(torch.nn.functional.silu(self.conv(self.norm(tracks).mT).mT))
-
-
-class NoMixing(nn.Module):
-    """Stands where temporal attention does and adds nothing."""
-
-    def forward(self, tracks: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """`[N, F, C]` → zeros of that shape."""
-        return torch.zeros_like(tracks)
-
-
-class JointAttention(nn.Module):
-    """Stands where temporal attention does; every place of every frame sees every other (clips of one frame size).
-
-    Args:
-        temporal: whose weights and heads it has.
-        edge: height = width.
-    """
-
-    def __init__(self, temporal: VideoAttention, edge: int) -> None:
-        super().__init__()
-        self.attention, self.places = temporal, edge**2
-        place = torch.cartesian_prod(torch.arange(edge), torch.arange(edge))
-        offset = place[None] - place[:, None] + edge - 1
-        self.register_buffer("offset", offset[..., 0] * (2 * edge - 1) + offset[..., 1], persistent=False)
-        self.table = nn.Embedding((2 * edge - 1) ** 2, temporal.heads)
-        nn.init.zeros_(self.table.weight)
-
-    def forward(self, tracks: Tensor, attention_mask: Tensor) -> Tensor:
-        """`[B·H·W, F, C]` and the bias on frames `[1, heads, F, F]` → `[B·H·W, F, C]`."""
-        frames, places = tracks.shape[1], self.places
-        across = self.table(self.offset).permute(2, 0, 1).to(attention_mask.dtype)
-        bias = attention_mask[:, :, :, None, :, None] + across[None, :, None, :, None, :]
-        bias = bias.reshape(1, -1, frames * places, frames * places)
-        tokens = rearrange(tracks, "(b s) f c -> b (f s) c", s=places)
-        return rearrange(self.attention(tokens, attention_mask=bias), "b (f s) c -> (b s) f c", s=places)
-
-
-def replace_temporal_attention(denoiser: VideoUNet3DConditionModel, kind: str) -> None:
-    """Puts a convolution over frames, or nothing, in the place of temporal attention (see `TrialArguments`)."""
-    levels = len(denoiser.down_blocks)
-    if kind == "joint":
-        edge = denoiser.config.sample_size // denoiser.config.patch_size
-        for level in range(1, levels):
-            sides = (denoiser.down_blocks[level], denoiser.up_blocks[levels - 1 - level])
-            blocks: list[Any] = [block for side in sides for block in cast(nn.ModuleList, side)]
-            for block in [*blocks, denoiser.mid_block] if level == levels - 1 else blocks:
-                block.temporal_attention = JointAttention(block.temporal_attention, edge // 2**level)
-        return
-    finest = [*cast(nn.ModuleList, denoiser.down_blocks[0]), *cast(nn.ModuleList, denoiser.up_blocks[-1])]
-    for block in finest if kind == "coarse" else denoiser.modules():
-        if not isinstance(block, VideoUNetBlock):
-            continue
-        channels = block.temporal_attention.to_q.in_features
-        other = TemporalConvolution(channels) if kind == "convolution" else NoMixing()
-        block.temporal_attention = other  # type: ignore[assignment]
-        block.position_bias.requires_grad_(False)
 
 
 class SelfConditioned(nn.Module):

@@ -470,7 +470,7 @@ class VideoTransformer(nn.Module):
     ) -> Tensor:
         """Features `[B·F, C, H, W]` → `[B·F, C, H, W]`; the arguments are those of `VideoUNetBlock.forward`."""
         height, width = x.shape[-2:]
-        place = self.pos_embed
+        place: Tensor = self.pos_embed
         if place.shape[-2:] != (height, width):
             place = F.interpolate(place, (height, width), mode="bilinear")
         tokens = to_tokens(x + place.to(x.dtype), frames)
@@ -581,17 +581,17 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         transformer_inner_dim: int | None = None,
     ) -> None:
         super().__init__()
-        _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size)
-        if not 0 <= temporal_shift <= 1:
-            raise ValueError(f"`temporal_shift` is {temporal_shift}, expected a share of the channels in [0, 1].")
+        _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size, temporal_shift)
+        _check_transformer(transformer_layers, transformer_inner_dim, attention_head_dim)
+        _check_attention(attention_pattern, cross_attention_every, rope_theta)
         self.gradient_checkpointing = False
         widths = tuple(block_out_channels)
         spatial = _per_level("spatial_attention", spatial_attention, len(widths), bool)
         temporal = _per_level("temporal_attention", temporal_attention, len(widths), bool)
         depths = _per_level("layers_per_block", layers_per_block, len(widths), int)
         if min(depths) < (1 if transformer_layers is None else 0):
-            beside = "" if transformer_layers is not None else " 1, or 0 beside a transformer (`transformer_layers`)"
-            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least{beside or ' 0'}.")
+            lowest = "1 (0 beside `transformer_layers`)" if transformer_layers is None else "0"
+            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least {lowest}.")
         stem = widths[0]
         temb_channels = 4 * stem
         self.time_proj = Timesteps(stem, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -621,15 +621,12 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         if transformer_layers is None:
             self.mid_block: nn.Module = block(widths[-1], levels[-1])
         else:
-            _check_transformer(
-                transformer_layers, attention_pattern, cross_attention_every, rope_theta, attention_head_dim
-            )
             pattern = tuple(attention_pattern) * transformer_layers
             self.mid_block = VideoTransformer(
                 widths[-1],
                 attention_head_dim,
                 pattern[:transformer_layers],
-                _inner_dim(transformer_inner_dim, widths[-1]),
+                8 * widths[-1] // 3 if transformer_inner_dim is None else transformer_inner_dim,
                 cross_attention_dim,
                 cross_attention_every,
                 rope_theta,
@@ -643,6 +640,13 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         # The stem's output joins here once more, so that ε need not pass through the whole network.
         self.conv_norm_out = GroupNorm(norm_num_groups, 2 * stem, eps=norm_eps)
         self.conv_out = zero_init(nn.Conv2d(2 * stem, out_channels * patch_size**2, 3, padding=1))
+        readers = [m for m in self.modules() if isinstance(m, VideoAttention) and m.is_cross_attention]
+        if cross_attention_dim is not None and not readers:
+            raise ValueError(
+                f"`cross_attention_dim` is {cross_attention_dim}, expected None where no block attends to the text: "
+                f"`spatial_attention` = {spatial_attention}, `transformer_layers` = {transformer_layers}, "
+                f"`cross_attention_every` = {cross_attention_every}."
+            )
         self.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -805,7 +809,7 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int) -> None:
+def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int, shift: float) -> None:
     for name, value in {"patch_size": patch_size, "attention_head_dim": head_dim}.items():
         if value < 1:
             raise ValueError(f"`{name}` is {value}, expected at least 1.")
@@ -814,18 +818,22 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
             f"`block_out_channels` is {tuple(widths)}, expected multiples of `attention_head_dim` = {head_dim} and "
             f"`norm_num_groups` = {groups}."
         )
+    if not 0 <= shift <= 1:
+        raise ValueError(f"`temporal_shift` is {shift}, expected a share of the channels in [0, 1].")
 
 
-def _check_transformer(layers: int, pattern: Any, every: int, theta: Any, head_dim: int) -> None:
-    for name, value in {"transformer_layers": layers, "cross_attention_every": every}.items():
-        if not isinstance(value, int) or value < 1:
-            other = " (None: the middle is one block of the last level)" if name == "transformer_layers" else ""
-            raise ValueError(f"`{name}` is {value}, expected an integer of at least 1{other}.")
-    names = tuple(ATTENTION_PATTERNS)
-    if isinstance(pattern, str) or not pattern or any(name not in names for name in pattern):
-        raise ValueError(f"`attention_pattern` is {pattern!r}, expected a sequence of names among {names}.")
-    if len(theta) != 3 or min(theta) <= 0:
-        raise ValueError(f"`rope_theta` is {theta}, expected three numbers above 0, for time, y and x.")
+def _check_transformer(layers: int | None, inner_dim: int | None, head_dim: int) -> None:
+    if layers is None:
+        if inner_dim is not None:
+            raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None without `transformer_layers`.")
+        return
+    if not isinstance(layers, int) or layers < 1:
+        raise ValueError(
+            f"`transformer_layers` is {layers}, expected an integer of at least 1, or None for a middle of one block "
+            "of the last level."
+        )
+    if inner_dim is not None and (not isinstance(inner_dim, int) or inner_dim < 1):
+        raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None or an integer of at least 1.")
     if head_dim % 16:
         raise ValueError(
             f"`attention_head_dim` is {head_dim}, expected a multiple of 16 beside `transformer_layers`: rotary "
@@ -833,12 +841,14 @@ def _check_transformer(layers: int, pattern: Any, every: int, theta: Any, head_d
         )
 
 
-def _inner_dim(inner_dim: int | None, width: int) -> int:
-    if inner_dim is None:
-        return 8 * width // 3
-    if not isinstance(inner_dim, int) or inner_dim < 1:
-        raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None or an integer of at least 1.")
-    return inner_dim
+def _check_attention(pattern: Any, every: int, theta: Any) -> None:
+    names = tuple(ATTENTION_PATTERNS)
+    if not isinstance(pattern, list | tuple) or not pattern or any(name not in names for name in pattern):
+        raise ValueError(f"`attention_pattern` is {pattern!r}, expected a sequence of names among {names}.")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"`cross_attention_every` is {every}, expected an integer of at least 1.")
+    if not isinstance(theta, list | tuple) or len(theta) != 3 or min(theta) <= 0:
+        raise ValueError(f"`rope_theta` is {theta}, expected three numbers above 0, for time, y and x.")
 
 
 def _places(sample_size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
