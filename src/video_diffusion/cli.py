@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("generate", "dataset", "metrics", "evaluate", "hub", "demo")
+COMMANDS = ("generate", "dataset", "metrics", "evaluate", "hub", "demo", "export")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -298,7 +298,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor, frames: int, frame_mask: Tensor | None = None) -> Tensor:
         """`[B·F, C, H, W]` and the activated time embedding `[B, D]` → `[B·F, C', H, W]`; the rest as in a block."""
-        modulation = self.time_emb_proj(temb).repeat_interleave(frames, dim=0)
+        modulation = self.time_emb_proj(temb)[:, None].expand(-1, frames, -1).flatten(0, 1)
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = self.act(self.norm1(x))
         if self.shifted_in:

@@ -1,0 +1,21 @@
+# What a developer does every day. Each recipe is one command; `just` is not needed to run them.
+
+# all tests, two processes
+test:
+    OMP_NUM_THREADS=1 pytest -n 2
+
+# lint, format and types
+lint:
+    ruff check --fix . && ruff format . && mypy
+
+# what CI runs, in a fresh environment
+ci:
+    .ci/run
+
+# the documentation, at http://127.0.0.1:8000
+docs:
+    mkdocs serve
+
+# clips from the embedded checkpoint, in samples/
+clips:
+    video-diffusion generate

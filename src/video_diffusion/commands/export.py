@@ -1,0 +1,34 @@
+"""`video-diffusion export onnx`: a model for runtimes without PyTorch."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def register(subparsers: Any) -> None:
+    """Adds the `export` command."""
+    export = subparsers.add_parser("export", help="write a model for other runtimes")
+    formats = export.add_subparsers(required=True, metavar="format")
+    onnx = formats.add_parser(
+        "onnx",
+        help="networks as ONNX graphs, the sampler as a table",
+        description="Writes unet.onnx, text_encoder.onnx (where the model reads text) and sampler.json: any batch and "
+        "number of frames; weights in half precision.",
+    )
+    onnx.add_argument(
+        "--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)"
+    )
+    onnx.add_argument("--out", type=Path, default=Path("onnx"), metavar="DIR", help="folder (default: %(default)s)")
+    onnx.set_defaults(run=run_onnx)
+
+
+def run_onnx(args: argparse.Namespace) -> None:
+    """Writes the files and says where they are."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
+    from video_diffusion.hub.onnx import export_onnx
+    from video_diffusion.sampling import load_pipeline
+
+    files = export_onnx(load_pipeline(args.model, device="cpu", dtype="float32"), args.out)
+    sizes = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in files.values())
+    print(f"Written to {args.out}: {sizes}.")
