@@ -238,8 +238,11 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json` and what belongs beside it, after the components and before an upload."""
         super().save_config(save_directory, push_to_hub, **kwargs)
-        config = check_generation_config(self.generation_config)
-        (Path(save_directory) / GENERATION_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        config, file = check_generation_config(self.generation_config), Path(save_directory) / GENERATION_CONFIG
+        if config:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        else:
+            file.unlink(missing_ok=True)
         forget_dtypes(Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
