@@ -14,10 +14,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.activations import get_activation
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
@@ -485,7 +487,7 @@ def run_block(owner: Any, block: nn.Module, *args: Any) -> Tensor:
     return block(*args)
 
 
-class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMixin):
+class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdapterMixin, ConfigMixin):
     """A 3D U-Net over space and time, with the call and the output of diffusers' `UNet3DConditionModel`.
 
     Its middle is one block like those of the levels or, with `transformer_layers`, a transformer over space and time.
@@ -635,6 +637,32 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         return loaded
 
     @apply_lora_scale("cross_attention_kwargs")
+    def enable_cache(self, config: Any) -> None:
+        """Lets attention of an earlier step stand for this step's, as `config` says.
+
+        Args:
+            config: `PyramidAttentionBroadcastConfig`, or `FasterCacheConfig` with the layers' names in
+                `spatial_attention_block_identifiers=("attention", "attn1")`.
+
+        Raises:
+            ValueError: for other caches, which know only models that are one row of transformer blocks, and where
+                `config` names none of the attention layers here.
+        """
+        if not isinstance(config, PyramidAttentionBroadcastConfig | FasterCacheConfig):
+            raise ValueError(
+                f"`config` is a {type(config).__name__}, expected a PyramidAttentionBroadcastConfig or a "
+                "FasterCacheConfig: other caches work on models that are one row of transformer blocks."
+            )
+        super().enable_cache(config)
+        if not any(
+            hasattr(module, "_diffusers_hook") for module in self.modules() if isinstance(module, VideoAttention)
+        ):
+            self.disable_cache()
+            raise ValueError(
+                "`config` names no attention layer of this model, expected `spatial_attention_block_identifiers` like "
+                "('attention', 'attn1') and a `spatial_attention_block_skip_range`."
+            )
+
     def forward(
         self,
         sample: Tensor,
