@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from denoisers import MIDDLES, TRANSFORMER
 from video_diffusion.model.denoiser import (
     RelativePositionBias,
     VideoUNet3DConditionModel,
@@ -42,12 +43,14 @@ def distance(a, b):
 
 
 # ------------------------------------------------------------------------------------------- frames and time
-def test_a_new_model_returns_exactly_zero(make_denoiser):
-    assert torch.equal(run(make_denoiser(randomise=False), clip()), torch.zeros(2, 1, FRAMES, 16, 16))
+@MIDDLES
+def test_a_new_model_returns_exactly_zero(make_denoiser, middle):
+    assert torch.equal(run(make_denoiser(**middle, randomise=False), clip()), torch.zeros(2, 1, FRAMES, 16, 16))
 
 
-def test_frames_under_the_identity_mask_are_equivariant_to_permutation(make_denoiser):
-    model, sample, order = make_denoiser(), clip(), [2, 0, 3, 1]
+@MIDDLES
+def test_frames_under_the_identity_mask_are_equivariant_to_permutation(make_denoiser, middle):
+    model, sample, order = make_denoiser(**middle), clip(), [2, 0, 3, 1]
     out = run(model, sample, frame_attention_mask=identity())
     close(run(model, sample[:, :, order], frame_attention_mask=identity()), out[:, :, order])
     assert (
@@ -55,16 +58,18 @@ def test_frames_under_the_identity_mask_are_equivariant_to_permutation(make_deno
     )  # without it, order counts
 
 
+@MIDDLES
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_frames_under_the_identity_mask_are_single_images(make_denoiser, shift):
-    model, sample = make_denoiser(temporal_shift=shift), clip()
+def test_frames_under_the_identity_mask_are_single_images(make_denoiser, middle, shift):
+    model, sample = make_denoiser(**middle | {"temporal_shift": shift}), clip()
     frames = [run(model, sample[:, :, i : i + 1]) for i in range(FRAMES)]
     close(run(model, sample, frame_attention_mask=identity()), torch.cat(frames, dim=2))
 
 
+@MIDDLES
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_a_change_in_a_masked_frame_changes_nothing_elsewhere(make_denoiser, shift):
-    model, sample = make_denoiser(temporal_shift=shift), clip()
+def test_a_change_in_a_masked_frame_changes_nothing_elsewhere(make_denoiser, middle, shift):
+    model, sample = make_denoiser(**middle | {"temporal_shift": shift}), clip()
     mask = torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
     mask[0, :, 2] = False
     mask[0, 2, 2] = True
@@ -77,15 +82,17 @@ def test_a_change_in_a_masked_frame_changes_nothing_elsewhere(make_denoiser, shi
     assert distance(before[1, :, others], after[1, :, others]) > 1e-3  # the other clip does not mask it
 
 
+@MIDDLES
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_a_full_mask_is_no_mask(make_denoiser, shift):
-    model, full = make_denoiser(temporal_shift=shift), torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
+def test_a_full_mask_is_no_mask(make_denoiser, middle, shift):
+    model, full = make_denoiser(**middle | {"temporal_shift": shift}), torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
     close(run(model, clip(), frame_attention_mask=full), run(model, clip()))
 
 
+@MIDDLES
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_a_clip_longer_than_in_training_runs_and_its_halves_agree_when_separated(make_denoiser, shift):
-    model, sample = make_denoiser(temporal_shift=shift), clip(frames=2 * FRAMES)
+def test_a_clip_longer_than_in_training_runs_and_its_halves_agree_when_separated(make_denoiser, middle, shift):
+    model, sample = make_denoiser(**middle | {"temporal_shift": shift}), clip(frames=2 * FRAMES)
     half = torch.arange(2 * FRAMES) // FRAMES
     mask = (half[:, None] == half[None, :]).expand(2, -1, -1)
     separate = [run(model, part) for part in sample.chunk(2, dim=2)]
@@ -106,8 +113,9 @@ def test_position_bias_depends_on_the_signed_distance_alone():
     assert len(far[64:].unique()) == 1
 
 
-def test_the_result_of_a_clip_does_not_depend_on_its_batch(make_denoiser):
-    model, sample, timesteps = make_denoiser(), clip(3), torch.tensor([10.0, 500.0, 990.0])
+@MIDDLES
+def test_the_result_of_a_clip_does_not_depend_on_its_batch(make_denoiser, middle):
+    model, sample, timesteps = make_denoiser(**middle), clip(3), torch.tensor([10.0, 500.0, 990.0])
     alone = [run(model, sample[i : i + 1], timesteps[i : i + 1]) for i in range(3)]
     close(run(model, sample, timesteps), torch.cat(alone))
     assert distance(run(model, sample, timesteps), run(model, sample, timesteps.flip(0))) > 0.01
@@ -131,8 +139,9 @@ def test_space_to_depth_and_back_is_the_identity_and_keeps_neighbours_together()
 
 
 # ------------------------------------------------------------------------------------------- text, class, residuals
-def test_text_changes_the_output_and_masked_tokens_do_not(make_denoiser):
-    model, text = make_denoiser(cross_attention_dim=12), noise(2, 5, 12, seed=1)
+@MIDDLES
+def test_text_changes_the_output_and_masked_tokens_do_not(make_denoiser, middle):
+    model, text = make_denoiser(**middle, cross_attention_dim=12), noise(2, 5, 12, seed=1)
     out = run(model, clip(), encoder_hidden_states=text)
     assert distance(out, run(model, clip(), encoder_hidden_states=text + 1)) > 0.01
     assert distance(out, run(model, clip())) > 0.01
@@ -143,16 +152,18 @@ def test_text_changes_the_output_and_masked_tokens_do_not(make_denoiser):
     close(run(model, clip(), encoder_hidden_states=text[:, :3]), kept)
 
 
-def test_each_clip_reads_its_own_text_and_text_mask(make_denoiser):
-    model, text = make_denoiser(cross_attention_dim=12), noise(2, 5, 12, seed=1)
+@MIDDLES
+def test_each_clip_reads_its_own_text_and_text_mask(make_denoiser, middle):
+    model, text = make_denoiser(**middle, cross_attention_dim=12), noise(2, 5, 12, seed=1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     batch = run(model, clip(), encoder_hidden_states=text, attention_mask=mask)
     alone = [run(model, clip()[i : i + 1], encoder_hidden_states=text[i : i + 1, : mask[i].sum()]) for i in range(2)]
     close(batch, torch.cat(alone))
 
 
-def test_class_labels_and_timestep_cond_are_honoured(make_denoiser):
-    model = make_denoiser(num_class_embeds=3, time_cond_proj_dim=5)
+@MIDDLES
+def test_class_labels_and_timestep_cond_are_honoured(make_denoiser, middle):
+    model = make_denoiser(**middle, num_class_embeds=3, time_cond_proj_dim=5)
     labels, cond = torch.tensor([0, 2]), noise(2, 5, seed=1)
     out = run(model, clip(), class_labels=labels, timestep_cond=cond)
     assert distance(out[1], run(model, clip(), class_labels=labels.flip(0), timestep_cond=cond)[1]) > 0.01
@@ -184,8 +195,9 @@ def test_zero_residuals_change_nothing(make_denoiser):
     close(out, run(model, clip()), atol=0)
 
 
-def test_one_text_a_frame_is_that_text_for_the_frame(make_denoiser):
-    model, sample, mask = make_denoiser(cross_attention_dim=12), clip(), identity()
+@MIDDLES
+def test_one_text_a_frame_is_that_text_for_the_frame(make_denoiser, middle):
+    model, sample, mask = make_denoiser(**middle, cross_attention_dim=12), clip(), identity()
     texts = noise(2, FRAMES, 3, 12, seed=1)
     whole = run(model, sample, encoder_hidden_states=texts, frame_attention_mask=mask)
     for f in range(FRAMES):
@@ -208,6 +220,7 @@ def test_the_temporal_shift_moves_the_channels_it_says():
 # ------------------------------------------------------------------------------------------- config
 ARCHITECTURE = {
     "spatial_attention": (False, True),
+    "temporal_attention": (True, False),
     "temporal_shift": 0.5,
     "in_channels": 3,
     "out_channels": 2,
@@ -222,14 +235,22 @@ ARCHITECTURE = {
     "time_cond_proj_dim": 5,
     "num_class_embeds": 3,
 }
+OF_THE_TRANSFORMER = {  # beside `TRANSFORMER`
+    "transformer_layers": 3,
+    "attention_pattern": ("joint", "time"),
+    "cross_attention_every": 1,
+    "rope_theta": (4.0, 2.0, 1.5),
+    "transformer_inner_dim": 40,
+}
 PIPELINE_DEFAULTS = {"sample_size": 24, "num_frames": 5}
 
 
 def fingerprint(model):
     """Shapes of the weights, and the output of weights that are a fixed function of the shape."""
     config = model.config
-    for parameter in model.parameters():
-        parameter.data = noise(*parameter.shape) * 0.1
+    for name, parameter in model.named_parameters():
+        sharp = 3 if name.endswith(("norm_q.weight", "norm_k.weight")) else 0  # or all would see all alike
+        parameter.data = noise(*parameter.shape) * 0.3 + sharp
     arguments = {}
     if config.cross_attention_dim:
         arguments["encoder_hidden_states"] = noise(1, 3, config.cross_attention_dim)
@@ -243,13 +264,17 @@ def fingerprint(model):
 
 def test_the_lists_of_changed_fields_are_the_config():
     fields = set(inspect.signature(VideoUNet3DConditionModel.__init__).parameters) - {"self"}
-    assert set(ARCHITECTURE) | set(PIPELINE_DEFAULTS) == fields
+    assert set(ARCHITECTURE) | set(OF_THE_TRANSFORMER) | set(PIPELINE_DEFAULTS) == fields
 
 
-@pytest.mark.parametrize("field", ARCHITECTURE)
-def test_every_field_of_the_architecture_changes_the_network(make_denoiser, field):
-    shapes, out = fingerprint(make_denoiser())
-    changed_shapes, changed = fingerprint(make_denoiser(**{field: ARCHITECTURE[field]}))
+@pytest.mark.parametrize(
+    ("base", "field", "value"),
+    [*(({}, *item) for item in ARCHITECTURE.items()), *((TRANSFORMER, *item) for item in OF_THE_TRANSFORMER.items())],
+)
+def test_every_field_of_the_architecture_changes_the_network(make_denoiser, base, field, value):
+    base = base | {"cross_attention_dim": 12} if field == "cross_attention_every" else base
+    shapes, out = fingerprint(make_denoiser(**base))
+    changed_shapes, changed = fingerprint(make_denoiser(**base | {field: value}))
     assert shapes != changed_shapes or distance(out, changed) > 1e-3
 
 
@@ -268,9 +293,10 @@ def test_sample_size_and_num_frames_are_what_a_pipeline_makes_by_default(make_de
 
 
 # ------------------------------------------------------------------------------------------- learning
-def test_a_few_training_steps_overfit_one_clip(make_denoiser):
+@MIDDLES
+def test_a_few_training_steps_overfit_one_clip(make_denoiser, middle):
     """It learns to give a fixed clip from noise: the error falls more than fivefold."""
-    model, target = make_denoiser(randomise=False).train(), clip(1).tanh()
+    model, target = make_denoiser(**middle, randomise=False).train(), clip(1).tanh()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(80):
@@ -282,8 +308,9 @@ def test_a_few_training_steps_overfit_one_clip(make_denoiser):
     assert losses[-1] < losses[0] / 5
 
 
-def test_every_weight_gets_a_gradient(make_denoiser):
-    model = make_denoiser(cross_attention_dim=12, num_class_embeds=3, time_cond_proj_dim=5)
+@MIDDLES
+def test_every_weight_gets_a_gradient(make_denoiser, middle):
+    model = make_denoiser(**middle, cross_attention_dim=12, num_class_embeds=3, time_cond_proj_dim=5)
     arguments = {
         "encoder_hidden_states": noise(2, 3, 12),
         "class_labels": torch.tensor([0, 1]),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from video_diffusion.model.denoiser import VideoUNet3DConditionModel
+from denoisers import MIDDLES, TRANSFORMER
+from video_diffusion.model.denoiser import VideoAttention, VideoUNet3DConditionModel
 
 FRAMES = 4
 
@@ -39,11 +40,13 @@ def gradients(model, **arguments):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradient_checkpointing_gives_equal_gradients_and_recomputes(make_denoiser):
-    model = make_denoiser(cross_attention_dim=12).train()
+@MIDDLES
+def test_gradient_checkpointing_gives_equal_gradients_and_recomputes(make_denoiser, middle):
+    model = make_denoiser(**middle, cross_attention_dim=12).train()
     arguments = {"encoder_hidden_states": noise(2, 3, 12), "frame_attention_mask": torch.ones(2, 4, 4).tril().bool()}
     plain, calls = gradients(model, **arguments), []
-    model.mid_block.register_forward_pre_hook(lambda *_: calls.append(1))
+    block = model.mid_block.transformer_blocks[0] if middle else model.mid_block
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
     model.enable_gradient_checkpointing()
     again = gradients(model, **arguments)
     assert len(calls) == 2  # once forward, once again backward
@@ -52,9 +55,10 @@ def test_gradient_checkpointing_gives_equal_gradients_and_recomputes(make_denois
         close(again[name], gradient, atol=1e-6)
 
 
+@MIDDLES
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_half_precision_stays_close_to_float32(make_denoiser, dtype, limit):
-    model = make_denoiser()
+def test_half_precision_stays_close_to_float32(make_denoiser, middle, dtype, limit):
+    model = make_denoiser(**middle)
     expected = run(model)
     mask = torch.ones(2, FRAMES, FRAMES, dtype=torch.bool)
     out = run(model.to(dtype), clip().to(dtype), frame_attention_mask=mask)
@@ -62,8 +66,9 @@ def test_half_precision_stays_close_to_float32(make_denoiser, dtype, limit):
     assert relative(out, expected) < limit
 
 
-def test_autocast_to_bfloat16_stays_close_to_float32(make_denoiser):
-    model = make_denoiser(cross_attention_dim=12)
+@MIDDLES
+def test_autocast_to_bfloat16_stays_close_to_float32(make_denoiser, middle):
+    model = make_denoiser(**middle, cross_attention_dim=12)
     text = noise(2, 3, 12)
     expected = run(model, encoder_hidden_states=text)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -71,17 +76,19 @@ def test_autocast_to_bfloat16_stays_close_to_float32(make_denoiser):
     assert relative(out, expected) < 0.05
 
 
-def test_memory_format_changes_nothing(make_denoiser):
-    model = make_denoiser()
+@MIDDLES
+def test_memory_format_changes_nothing(make_denoiser, middle):
+    model = make_denoiser(**middle)
     expected = run(model)
     assert model.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     close(run(model, clip().to(memory_format=torch.channels_last_3d)), expected)
     close(run(model.to(memory_format=torch.contiguous_format)), expected)
 
 
-def test_a_lora_adapter_adds_exactly_its_product_and_scales(make_denoiser):
+@MIDDLES
+def test_a_lora_adapter_adds_exactly_its_product_and_scales(make_denoiser, middle):
     peft = pytest.importorskip("peft")
-    model = make_denoiser()
+    model = make_denoiser(**middle)
     expected = run(model)
     merged = copy.deepcopy(model)
     model.add_adapter(peft.LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
@@ -98,63 +105,81 @@ def test_a_lora_adapter_adds_exactly_its_product_and_scales(make_denoiser):
     assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
-def test_a_lora_adapter_survives_its_file(make_denoiser, tmp_path):
+@MIDDLES
+def test_a_lora_adapter_survives_its_file(make_denoiser, middle, tmp_path):
     peft = pytest.importorskip("peft")
-    model = make_denoiser()
+    model = make_denoiser(**middle)
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     model.save_lora_adapter(tmp_path)
-    other = make_denoiser()
+    other = make_denoiser(**middle)
     other.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
     assert torch.equal(run(other), run(model))
-    assert relative(run(other), run(make_denoiser())) > 1e-3
+    assert relative(run(other), run(make_denoiser(**middle))) > 1e-3
 
 
-def test_fused_projections_give_the_same_output(make_denoiser):
-    model = make_denoiser(cross_attention_dim=12)
+@MIDDLES
+def test_fused_projections_give_the_same_output(make_denoiser, middle):
+    model = make_denoiser(**middle, cross_attention_dim=12)
     text = noise(2, 3, 12)
     expected = run(model, encoder_hidden_states=text)
     model.fuse_qkv_projections()
-    assert model.mid_block.temporal_attention.fused_projections
-    model.mid_block.temporal_attention.to_q.weight.data.zero_()  # no longer read
+    layers = [module for module in model.modules() if isinstance(module, VideoAttention)]
+    assert {layer.is_cross_attention for layer in layers} == {True, False}
+    for layer in layers:
+        assert layer.fused_projections
+        for name in ("to_k", "to_v") if layer.is_cross_attention else ("to_q", "to_k", "to_v"):
+            getattr(layer, name).weight.data.zero_()  # no longer read
     close(run(model, encoder_hidden_states=text), expected)
 
 
-def test_the_native_attention_backend_gives_the_same_output(make_denoiser):
-    model = make_denoiser()
+@MIDDLES
+def test_the_native_attention_backend_gives_the_same_output(make_denoiser, middle):
+    model = make_denoiser(**middle)
     expected = run(model)
     model.set_attention_backend("native")
-    assert model.mid_block.spatial_attention.processor._attention_backend is not None
+    layers = [module for module in model.modules() if isinstance(module, VideoAttention)]
+    assert layers
+    assert all(layer.processor._attention_backend is not None for layer in layers)
     close(run(model), expected)
     model.reset_attention_backend()
 
 
-def test_layerwise_casting_computes_with_the_weights_as_stored(make_denoiser):
-    model = make_denoiser()
+@MIDDLES
+def test_layerwise_casting_computes_with_the_weights_as_stored(make_denoiser, middle):
+    model = make_denoiser(**middle)
     rounded = copy.deepcopy(model)
-    skipped = ("norm", "conv_in", "conv_out", "time_embedding", "position_bias")
+    skipped = ("norm", "conv_in", "conv_out", "time_embedding", "position_bias", "pos_embed", "adaln_single")
     for name, parameter in rounded.named_parameters():
-        if not any(part in name for part in skipped):
+        if not any(part in name for part in (*skipped, "scale_shift_table")):  # the table belongs to no layer
             parameter.data = parameter.data.to(torch.float8_e4m3fn).float()
     expected = run(rounded)
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    assert model.mid_block.resnet.conv1.weight.dtype == torch.float8_e4m3fn
+    assert model.down_blocks[0][0].resnet.conv1.weight.dtype == torch.float8_e4m3fn
+    if middle:
+        assert model.mid_block.transformer_blocks[1].ff.net[2].weight.dtype == torch.float8_e4m3fn
     assert model.conv_in.weight.dtype == torch.float32
     close(run(model), expected)
 
 
-def test_repeated_blocks_compile_as_one_graph_each(make_denoiser):
+@pytest.mark.parametrize("middle", [{"block_out_channels": (16,)}, TRANSFORMER], ids=["block", "transformer"])
+def test_repeated_blocks_compile_as_one_graph_each(make_denoiser, middle):
     """Captured without a break and run as captured; generating code from the graph is torch's own affair."""
-    model = make_denoiser(block_out_channels=(16,))
-    expected = run(model)
+    model = make_denoiser(**middle, cross_attention_dim=12)
+    text = {"encoder_hidden_states": noise(2, 3, 12)}
+    expected = run(model, **text)
     torch._dynamo.reset()
     model.compile_repeated_blocks(fullgraph=True, backend="eager")
-    close(run(model), expected)
+    blocks = [module for module in model.modules() if type(module).__name__ in model._repeated_blocks]
+    assert len(blocks) == (6 if middle is TRANSFORMER else 3)
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    close(run(model, **text), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     torch._dynamo.reset()
 
 
-def test_a_saved_model_loads_bit_for_bit(make_denoiser, tmp_path):
-    model = make_denoiser(cross_attention_dim=12, num_class_embeds=2)
+@MIDDLES
+def test_a_saved_model_loads_bit_for_bit(make_denoiser, middle, tmp_path):
+    model = make_denoiser(**middle, cross_attention_dim=12, num_class_embeds=2)
     model.save_pretrained(tmp_path)
     loaded = VideoUNet3DConditionModel.from_pretrained(tmp_path)
     configs = [json.loads(m.to_json_string()) for m in (loaded, model)]

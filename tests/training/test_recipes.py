@@ -65,7 +65,7 @@ def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
     ]
     flags += ["--max_steps", "3", "--per_device_batch_size", "1", "--num_frames", "2", "--validation_videos", "1"]
     recipe = ["bash", str(ROOT / "training" / "recipes" / "moving-mnist.sh"), *flags]
-    part = subprocess.run(recipe, env=environment | {"MAX_MINUTES": "0"}, capture_output=True, text=True)
+    part = subprocess.run(recipe, env=environment | {"PART_MINUTES": "0"}, capture_output=True, text=True)
     assert part.returncode == 3, part.stderr
     assert not asked.exists()
     whole = subprocess.run(recipe, env=environment, capture_output=True, text=True)

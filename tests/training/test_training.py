@@ -208,6 +208,20 @@ def test_a_dataset_without_videos_is_refused_by_name(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_by_the_clock_ends_with_its_rate_at_zero(digits, tmp_path):
+    flags = ("--max_steps", "1000000", "--max_minutes", "0.05", "--per_device_batch_size", "1")
+    result = run(command(digits, tmp_path, *flags))
+    assert result.returncode == 0, result.stderr
+    assert "Trained" in result.stdout
+    events = EventAccumulator(str(tmp_path / "logs" / "training"))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr")]
+    assert rates[0] == pytest.approx(max(rates))
+    assert rates[-1] < 0.3 * rates[0]  # the last of many steps in three seconds, the rate falling in the last fifth
+    assert sorted(rates, reverse=True) == rates
+    VideoDiffusionPipeline.from_pretrained(tmp_path)
+
+
 def test_sigterm_saves_and_the_exit_code_asks_to_be_resumed(digits, tmp_path):
     words = command(digits, tmp_path, "--max_steps", "100000", "--per_device_batch_size", "1")
     process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

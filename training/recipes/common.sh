@@ -1,6 +1,7 @@
 # Sourced by the recipes: `train NAME PRESET [FLAGS]`, `evaluate NAME …`, `finish NAME`.
 #
-#   MAX_MINUTES=9   stop after a part of so many minutes with exit code 3; the same command goes on
+#   MAX_MINUTES=9   the time of the training; the rate falls to zero in its last fifth (a GPU preset: 60 minutes)
+#   PART_MINUTES=5  stop after a part of so many minutes with exit code 3; the same command goes on
 #   OUT=runs        where the run is kept
 #   LAUNCH="..."    how the script is started; by default `accelerate launch` with its own configuration
 set -euo pipefail
@@ -13,7 +14,7 @@ train() {
     shift 2
     [ -f "$OUT/$name/model_index.json" ] && return # trained already
     $LAUNCH training/train.py --preset "$preset" --output_dir "$OUT/$name" \
-        ${MAX_MINUTES:+--max_minutes "$MAX_MINUTES"} "$@"
+        ${MAX_MINUTES:+--max_minutes "$MAX_MINUTES"} ${PART_MINUTES:+--part_minutes "$PART_MINUTES"} "$@"
 }
 
 evaluate() { # resumes by itself

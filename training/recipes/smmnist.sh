@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Stochastic Moving MNIST (SVG, MCVD), 15 frames: one data-centre GPU. Not yet run on one.
-# `SCALE=tiny-cpu` runs the same on two CPU cores; the checkpoint in pipelines/smmnist started from the third of the other, with
-# `--pretrained_model_name_or_path moving-mnist --seed 3 --max_steps 750 --per_device_batch_size 8 --learning_rate 0.002
-# --warmup_steps 50 --cooldown_steps 350 --compile True`.
+# `SCALE=tiny-cpu` runs the same on two CPU cores with a small network.
 . "$(dirname "$0")/common.sh"
 SCALE=${SCALE:-smmnist}
 flags=() few=()
@@ -12,5 +10,5 @@ if [ "$SCALE" = tiny-cpu ]; then
 fi
 
 train "smmnist-$SCALE" "$SCALE" "${flags[@]}" "$@"
-evaluate "smmnist-$SCALE" --protocol mcvd --sampler dpm++ --steps 10 --history-guidance 2 "${few[@]}"
+evaluate "smmnist-$SCALE" --protocol mcvd --sampler dpm++ --steps 20 "${few[@]}"
 finish "smmnist-$SCALE"

@@ -89,7 +89,7 @@ class VideoRotaryPosEmbed(nn.Module):
         self._last: tuple[Any, Rotary] | None = None  # the tables of the last call, no part of the weights
 
     def forward(self, frames: int, height: int, width: int, device: torch.device) -> Rotary:
-        """Cosine and sine `[F, H·W, 1, head_dim / 2]` in float32, made once as long as the shape stays."""
+        """What `rotate` takes, `[F, H·W, 1, head_dim]` in float32; made once as long as the shape stays."""
         if torch.compiler.is_compiling():
             return self._tables(frames, height, width, device)
         key, last = (frames, height, width, device), self._last
@@ -105,21 +105,42 @@ class VideoRotaryPosEmbed(nn.Module):
             for place, pairs, theta in zip(places, self.pairs, self.theta, strict=True)
         ]
         angle = torch.cat(angles, dim=-1)
-        return angle.cos(), angle.sin()
+        return torch.cat([angle, angle], dim=-1).cos(), torch.cat([-angle, angle], dim=-1).sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel i of `[…, D]` and channel i + D/2 as a pair by the angle with cosine and sine `[…, D/2]`."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+    """Turns channel i of `[…, D]` with channel i + D/2, as a pair, by an angle.
+
+    Args:
+        x: `[…, D]`.
+        cos: cosine of the angles `[…, D]`, the second half like the first.
+        sin: sine, the first half with the sign changed.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm in the input's precision, whatever that of the weight (under autocast they differ)."""
+    """RMSNorm of a head's channels (Zhang and Sennrich 2019) in float32, from and for any precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[…, D]` → `[…, D]`."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        """`[…, D]` → float32 `[…, D]`."""
+        x = x.float()
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]  # faster than mean(x²)
+        return x * torch.rsqrt(square + self.eps) * self.weight.float()
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018) that keeps the input's precision, under autocast too.
+
+    In half precision a CPU computes it in float32: PyTorch's own kernel for channels-last memory takes five times as
+    long as that with both conversions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` → `[N, C, H, W]`."""
+        inner = torch.float32 if x.device.type == "cpu" else x.dtype
+        weight, bias = self.weight.to(inner), self.bias.to(inner)
+        return F.group_norm(x.to(inner), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class VideoAttnProcessor:
@@ -148,6 +169,7 @@ class VideoAttnProcessor:
         query, key = attn.norm_q(query), attn.norm_k(key)
         if rotary_emb is not None:
             query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+        query, key = query.to(value.dtype), key.to(value.dtype)
         if attn.is_cross_attention:  # all tokens that read one text are one sequence
             query = query.reshape(len(key), -1, *query.shape[-2:])
         else:
@@ -221,7 +243,7 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
             encoder_hidden_states: text `[N, M, cross_attention_dim]`; N is B, or B·F for one text a frame.
             attention_mask: for text `[N, 1, 1, M]`; among tokens what the pattern asks for: joint `[B, 1, F·S, F·S]`,
                 space `[B·F, 1, S, S]`, time `[B, 1 or S·heads, F, F]`; bool (true: may attend) or a bias.
-            rotary_emb: cosine and sine, broadcast to `[B, F, S, heads, D / 2]`.
+            rotary_emb: cosine and sine for `rotate`, broadcast to `[B, F, S, heads, D]`.
         """
         return self.processor(
             self, self.norm(hidden_states), encoder_hidden_states, attention_mask, rotary_emb=rotary_emb
@@ -241,15 +263,16 @@ def temporal_shift(x: Tensor, frames: int, channels: int, frame_mask: Tensor | N
     Returns:
         `[B·F, C, H, W]`.
     """
-    video = x.unflatten(0, (-1, frames))
-    before = F.pad(video[:, :-1, :channels], (0, 0, 0, 0, 0, 0, 1, 0))
-    after = F.pad(video[:, 1:, channels : 2 * channels], (0, 0, 0, 0, 0, 0, 0, 1))
+    video = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))  # so that the result is channels-last too
+    before = F.pad(video[:, :-1, ..., :channels], (0, 0, 0, 0, 0, 0, 1, 0))
+    after = F.pad(video[:, 1:, ..., channels : 2 * channels], (0, 0, 0, 0, 0, 0, 0, 1))
     if frame_mask is not None:
         sees_before = F.pad(frame_mask.diagonal(-1, 1, 2), (1, 0))
         sees_after = F.pad(frame_mask.diagonal(1, 1, 2), (0, 1))
         before = torch.where(sees_before[..., None, None, None], before, 0)
         after = torch.where(sees_after[..., None, None, None], after, 0)
-    return torch.cat([before, after, video[:, :, 2 * channels :]], dim=2).flatten(0, 1)
+    shifted = torch.cat([before, after, video[..., 2 * channels :]], dim=-1)
+    return shifted.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class ResnetBlock(nn.Module):
@@ -267,10 +290,10 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.shifted_in, self.shifted_out = (int(shifted * n / 2) for n in (in_channels, out_channels))
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.act = get_activation(act_fn)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
@@ -560,17 +583,17 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
         transformer_inner_dim: int | None = None,
     ) -> None:
         super().__init__()
-        _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size)
-        if not 0 <= temporal_shift <= 1:
-            raise ValueError(f"`temporal_shift` is {temporal_shift}, expected a share of the channels in [0, 1].")
+        _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size, temporal_shift)
+        _check_transformer(transformer_layers, transformer_inner_dim, attention_head_dim)
+        _check_attention(attention_pattern, cross_attention_every, rope_theta)
         self.gradient_checkpointing = False
         widths = tuple(block_out_channels)
         spatial = _per_level("spatial_attention", spatial_attention, len(widths), bool)
         temporal = _per_level("temporal_attention", temporal_attention, len(widths), bool)
         depths = _per_level("layers_per_block", layers_per_block, len(widths), int)
         if min(depths) < (1 if transformer_layers is None else 0):
-            beside = "" if transformer_layers is not None else " 1, or 0 beside a transformer (`transformer_layers`)"
-            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least{beside or ' 0'}.")
+            lowest = "1 (0 beside `transformer_layers`)" if transformer_layers is None else "0"
+            raise ValueError(f"`layers_per_block` is {layers_per_block}, expected at least {lowest}.")
         stem = widths[0]
         temb_channels = 4 * stem
         self.time_proj = Timesteps(stem, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -600,15 +623,12 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
         if transformer_layers is None:
             self.mid_block: nn.Module = block(widths[-1], levels[-1])
         else:
-            _check_transformer(
-                transformer_layers, attention_pattern, cross_attention_every, rope_theta, attention_head_dim
-            )
             pattern = tuple(attention_pattern) * transformer_layers
             self.mid_block = VideoTransformer(
                 widths[-1],
                 attention_head_dim,
                 pattern[:transformer_layers],
-                _inner_dim(transformer_inner_dim, widths[-1]),
+                8 * widths[-1] // 3 if transformer_inner_dim is None else transformer_inner_dim,
                 cross_attention_dim,
                 cross_attention_every,
                 rope_theta,
@@ -620,8 +640,15 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
         )
         self.upsamplers = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(reversed(widths)))
         # The stem's output joins here once more, so that ε need not pass through the whole network.
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, 2 * stem, eps=norm_eps)
+        self.conv_norm_out = GroupNorm(norm_num_groups, 2 * stem, eps=norm_eps)
         self.conv_out = zero_init(nn.Conv2d(2 * stem, out_channels * patch_size**2, 3, padding=1))
+        readers = [m for m in self.modules() if isinstance(m, VideoAttention) and m.is_cross_attention]
+        if cross_attention_dim is not None and not readers:
+            raise ValueError(
+                f"`cross_attention_dim` is {cross_attention_dim}, expected None where no block attends to the text: "
+                f"`spatial_attention` = {spatial_attention}, `transformer_layers` = {transformer_layers}, "
+                f"`cross_attention_every` = {cross_attention_every}."
+            )
         self.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -810,7 +837,7 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int) -> None:
+def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_size: int, shift: float) -> None:
     for name, value in {"patch_size": patch_size, "attention_head_dim": head_dim}.items():
         if value < 1:
             raise ValueError(f"`{name}` is {value}, expected at least 1.")
@@ -819,18 +846,22 @@ def _check_config(widths: tuple[int, ...], head_dim: int, groups: int, patch_siz
             f"`block_out_channels` is {tuple(widths)}, expected multiples of `attention_head_dim` = {head_dim} and "
             f"`norm_num_groups` = {groups}."
         )
+    if not 0 <= shift <= 1:
+        raise ValueError(f"`temporal_shift` is {shift}, expected a share of the channels in [0, 1].")
 
 
-def _check_transformer(layers: int, pattern: Any, every: int, theta: Any, head_dim: int) -> None:
-    for name, value in {"transformer_layers": layers, "cross_attention_every": every}.items():
-        if not isinstance(value, int) or value < 1:
-            other = " (None: the middle is one block of the last level)" if name == "transformer_layers" else ""
-            raise ValueError(f"`{name}` is {value}, expected an integer of at least 1{other}.")
-    names = tuple(ATTENTION_PATTERNS)
-    if isinstance(pattern, str) or not pattern or any(name not in names for name in pattern):
-        raise ValueError(f"`attention_pattern` is {pattern!r}, expected a sequence of names among {names}.")
-    if len(theta) != 3 or min(theta) <= 0:
-        raise ValueError(f"`rope_theta` is {theta}, expected three numbers above 0, for time, y and x.")
+def _check_transformer(layers: int | None, inner_dim: int | None, head_dim: int) -> None:
+    if layers is None:
+        if inner_dim is not None:
+            raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None without `transformer_layers`.")
+        return
+    if not isinstance(layers, int) or layers < 1:
+        raise ValueError(
+            f"`transformer_layers` is {layers}, expected an integer of at least 1, or None for a middle of one block "
+            "of the last level."
+        )
+    if inner_dim is not None and (not isinstance(inner_dim, int) or inner_dim < 1):
+        raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None or an integer of at least 1.")
     if head_dim % 16:
         raise ValueError(
             f"`attention_head_dim` is {head_dim}, expected a multiple of 16 beside `transformer_layers`: rotary "
@@ -838,12 +869,14 @@ def _check_transformer(layers: int, pattern: Any, every: int, theta: Any, head_d
         )
 
 
-def _inner_dim(inner_dim: int | None, width: int) -> int:
-    if inner_dim is None:
-        return 8 * width // 3
-    if not isinstance(inner_dim, int) or inner_dim < 1:
-        raise ValueError(f"`transformer_inner_dim` is {inner_dim}, expected None or an integer of at least 1.")
-    return inner_dim
+def _check_attention(pattern: Any, every: int, theta: Any) -> None:
+    names = tuple(ATTENTION_PATTERNS)
+    if not isinstance(pattern, list | tuple) or not pattern or any(name not in names for name in pattern):
+        raise ValueError(f"`attention_pattern` is {pattern!r}, expected a sequence of names among {names}.")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"`cross_attention_every` is {every}, expected an integer of at least 1.")
+    if not isinstance(theta, list | tuple) or len(theta) != 3 or min(theta) <= 0:
+        raise ValueError(f"`rope_theta` is {theta}, expected three numbers above 0, for time, y and x.")
 
 
 def _places(sample_size: int | tuple[int, int], multiple: int) -> tuple[int, int]:

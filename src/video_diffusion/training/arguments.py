@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,19 @@ class ModelArguments:
     spatial_attention: list[int] = field(
         default_factory=lambda: [1],
         metadata={"help": "For each level, or one for all: 1 attends over space and to the text, 0 does not."},
+    )
+    temporal_attention: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Likewise: 1 attends over time, 0 does not."}
+    )
+    transformer_layers: int | None = field(
+        default=None, metadata={"help": "Blocks of the transformer in the middle; left out: one convolutional block."}
+    )
+    attention_pattern: list[str] = field(
+        default_factory=lambda: ["joint", "space", "time", "space"],
+        metadata={"help": "What the transformer's blocks attend to, in turn: joint, space, time."},
+    )
+    cross_attention_every: int = field(
+        default=2, metadata={"help": "Every so many-th block of the transformer reads the text."}
     )
     schedule: str = field(default="cosine", metadata={"help": "λ(t): cosine, linear, linear_beta."})
     logsnr_min: float = field(default=-20.0, metadata={"help": "λ at t = 1."})
@@ -83,6 +97,13 @@ class TrainArguments:
     )
     max_steps: int = field(default=10_000, metadata={"help": "Optimiser steps of the whole run."})
     max_minutes: float | None = field(
+        default=None,
+        metadata={"help": "End the run after so long, parts together; the rate falls to zero in time."},
+    )
+    cooldown_minutes: float | None = field(
+        default=None, metadata={"help": "Of max_minutes, the last in which the rate falls; left out: a fifth of them."}
+    )
+    part_minutes: float | None = field(
         default=None, metadata={"help": "Stop this part of the run after so long, with a checkpoint to resume from."}
     )
     per_device_batch_size: int = field(default=8, metadata={"help": "Clips on one device in one pass."})
@@ -95,8 +116,12 @@ class TrainArguments:
         default=0.1, metadata={"help": "Share of captions that are hidden, for classifier-free guidance."}
     )
     weighting: str = field(default="v_prediction", metadata={"help": "See log_loss_weight in scheduler.py."})
-    optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon (needs pytorch_optimizer)."})
+    optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon on matrices with AdamW on the rest."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
+    adam_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Of what Muon does not take, the text encoder's before its scale; left out: the same."},
+    )
     text_encoder_lr_scale: float = field(
         default=0.1,
         metadata={"help": "Learning rate of a trained text encoder, as a share of the others'."},
@@ -211,5 +236,11 @@ def _check(model: ModelArguments, data: DataArguments, train: TrainArguments) ->
         raise ValueError(f"`max_text_length` is {model.max_text_length}, expected at least 2.")
     if train.optimizer not in ("adamw", "muon"):
         raise ValueError(f"`optimizer` is {train.optimizer!r}, expected adamw or muon.")
+    for name in ("max_minutes", "part_minutes", "cooldown_minutes"):
+        value = getattr(train, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` is {value}, expected a number of minutes.")
+    if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
+        raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
     if train.push_to_hub and train.hub_model_id is None:
         raise ValueError("`hub_model_id` is None, expected a repository id because `push_to_hub` is set.")

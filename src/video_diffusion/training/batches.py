@@ -128,7 +128,14 @@ def _read(table: Any, column: str, numbers: NDArray[np.int64]) -> list[str]:
 def passes(batches: StepBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
     """The passes start … stop − 1 in order, prepared ahead by worker processes."""
     return iter(
-        DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=workers, pin_memory=False)
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
     )
 
 

@@ -16,7 +16,8 @@ from video_diffusion.training.arguments import DataArguments, ModelArguments, Tr
 
 ARCHITECTURE = (
     *("in_channels", "out_channels", "patch_size", "block_out_channels"),
-    *("attention_head_dim", "norm_num_groups", "temporal_shift", "spatial_attention"),
+    *("attention_head_dim", "norm_num_groups", "temporal_shift", "spatial_attention", "temporal_attention"),
+    *("transformer_layers", "attention_pattern", "cross_attention_every"),
 )
 
 
@@ -24,7 +25,8 @@ def build_model(
     model: ModelArguments, data: DataArguments, text_width: int | None = None
 ) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
     """The denoiser with mask channels, attending to text states of `text_width` channels if given; the scheduler."""
-    spatial, depths = tuple(map(bool, model.spatial_attention)), tuple(model.layers_per_block)
+    spatial, temporal = tuple(map(bool, model.spatial_attention)), tuple(map(bool, model.temporal_attention))
+    depths = tuple(model.layers_per_block)
     denoiser = VideoUNet3DConditionModel(
         sample_size=data.image_size,
         num_frames=data.num_frames,
@@ -37,6 +39,10 @@ def build_model(
         norm_num_groups=model.norm_num_groups,
         temporal_shift=model.temporal_shift,
         spatial_attention=spatial[0] if len(spatial) == 1 else spatial,
+        temporal_attention=temporal[0] if len(temporal) == 1 else temporal,
+        transformer_layers=model.transformer_layers,
+        attention_pattern=tuple(model.attention_pattern),
+        cross_attention_every=model.cross_attention_every,
         cross_attention_dim=text_width,
     )
     scheduler = VPContinuousScheduler(
@@ -80,7 +86,7 @@ def load_pretrained(
             raise ValueError(f"`{key}` is {ours}, expected {theirs}, what {name} was trained with.")
     saved, own = deepen(pipe.unet, denoiser), denoiser.state_dict()
     if pipe.unet.config.cross_attention_dim is None:
-        saved |= {key: value for key, value in own.items() if ".cross_attention." in key}
+        saved |= {key: value for key, value in own.items() if key not in saved}
     for key, value in saved.items():
         if key not in own or own[key].shape != value.shape:
             raise ValueError(
@@ -148,36 +154,6 @@ def ready_to_shard(learner: nn.Module, accelerator: Accelerator, args: TrainArgu
 def whole(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     """The weights, gathered from all processes where FSDP shards them; all processes call it together."""
     return [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
-
-
-def build_optimizer(learner: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
-    """AdamW, or Muon on the U-Net's matrices with AdamW on everything else; a text encoder learns more slowly."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    text: list[nn.Parameter] = []
-    for name, parameter in learner.named_parameters():
-        inside = "block" in name and "time_emb_proj" not in name and "position_bias" not in name
-        if name.startswith("text_encoder."):
-            text.append(parameter)
-        elif args.optimizer == "muon" and inside and parameter.ndim >= 2:
-            matrices.append(parameter)
-        else:
-            others.append(parameter)
-    betas = (0.9, args.adam_beta2)
-    rates = [(others, args.learning_rate), (text, args.learning_rate * args.text_encoder_lr_scale)]
-    groups: list[dict[str, Any]] = [
-        {"params": parameters, "lr": rate, "weight_decay": args.weight_decay, "betas": betas}
-        for parameters, rate in rates
-        if parameters
-    ]
-    if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=True)
-    try:
-        from pytorch_optimizer import Muon
-    except ImportError as error:
-        raise ImportError("`optimizer` is muon, which needs `pip install pytorch_optimizer`.") from error
-    of_muon = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "use_adjusted_lr": True}
-    return Muon([{"params": matrices, "use_muon": True, **of_muon}, *({**g, "use_muon": False} for g in groups)])
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments) -> Any:

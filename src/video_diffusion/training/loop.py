@@ -14,7 +14,7 @@ import signal
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,21 +34,23 @@ from video_diffusion.training.batches import Batch, StepBatches, open_captions, 
 from video_diffusion.training.build import (
     build_lr_scheduler,
     build_model,
-    build_optimizer,
     compile_blocks,
     load_pretrained,
     ready_to_shard,
     whole,
 )
-from video_diffusion.training.objective import TASKS, diffusion_loss, draw
+from video_diffusion.training.objective import TASKS, diffusion_loss, draw, model_input
+from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 
+LIMITS = "one call 10 to 10 about 11.1, next 10.1 (of 5 to 5); 5 to 5 about 16.7, last 22.7 (docs/protocols.md)"
 DRY_STEPS = 3  # steps that a dry run times
 
 # A checkpoint may be resumed only by a run that agrees with it on these.
 FIXED = (
     *("patch_size", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"),
-    *("temporal_shift", "spatial_attention", "schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
+    *("temporal_shift", "spatial_attention", "temporal_attention", "transformer_layers", "attention_pattern"),
+    *("cross_attention_every", "schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type"),
     *("dataset_name", "train_split", "digits", "variant", "num_digits", "num_frames", "image_size"),
     *("num_channels", "num_images", "text_encoder", "train_text_encoder", "max_text_length", "caption_column"),
     *("seed", "mask_probabilities", "caption_dropout", "weighting", "optimizer", "pretrained_model_name_or_path"),
@@ -61,14 +63,15 @@ class Progress:
 
     step: int = 0
     bad_steps: int = 0
+    seconds: float = 0.0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Saved by accelerate."""
-        return {"step": self.step, "bad_steps": self.bad_steps}
+        return asdict(self)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restored by accelerate."""
-        self.step, self.bad_steps = state["step"], state["bad_steps"]
+        self.step, self.bad_steps, self.seconds = state["step"], state["bad_steps"], state["seconds"]
 
 
 class Run:
@@ -237,7 +240,34 @@ class Run:
                 weighting = self.args.weighting
                 errors.append(diffusion_loss(unet, self.scheduler, x, noise, weighting, conditions=text)[1])
             report[f"validation/{name}"] = torch.cat(errors).mean().item()
+        for given, length in {(self.data.num_frames // 2, self.data.num_frames), (5, 10)}:
+            if 0 < given < length <= self.data.num_frames:
+                report |= self.one_call(unet, clips[:, :length], given, no_text)
         return report
+
+    def one_call(self, unet: Any, clips: Tensor, given: int, no_text: Tensor | None) -> dict[str, float]:
+        """The error of ONE network call at t = 1 on the frames after the first `given`.
+
+        Squared, on [0, 1], summed over a frame's pixels; mean over clips, for all predicted frames together, the first
+        and the last of them. It is the error of the best point prediction that the network can make, and shows first
+        whether it follows motion.
+        """
+        frames = []
+        for start in range(0, len(clips), 16):
+            x = to_model(clips[start : start + 16], self.accelerator.device)
+            generator = torch.Generator(x.device).manual_seed(start)
+            noise = torch.randn(x.shape, generator=generator, device=x.device)
+            mask = (torch.arange(x.shape[2], device=x.device) < given).expand(len(x), -1)
+            time = torch.full((len(x),), float(self.scheduler.config.num_train_timesteps), device=x.device)
+            text = {} if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
+            z = self.scheduler.add_noise(x, noise, time)
+            output = unet(model_input(z, x, mask, unet.config.in_channels), time, **text).sample.float()
+            estimate = self.scheduler.predict_original(output, time, z).clamp(-1, 1)
+            frames.append(((estimate - x) / 2).square().sum((1, 3, 4))[:, given:])
+        by_frame = torch.cat(frames).mean(0)
+        name = f"validation/one_call_{given}_to_{len(by_frame)}"
+        values = {"": by_frame.mean(), "_next": by_frame[0], "_last": by_frame[-1]}
+        return {f"{name}{key}": value.item() for key, value in values.items()}
 
     def sample(self) -> Tensor:
         """A grid uint8 `[H, W, C]`: rows are clips (two generated, two predicted from half their frames)."""
@@ -308,7 +338,7 @@ def dry_run(run: Run) -> None:
 
 
 def train(run: Run) -> bool:
-    """Trains until `max_steps`; false if the part's time or a SIGTERM ended it before."""
+    """Trains until `max_steps` or `max_minutes`; false if the part's time or a SIGTERM ended it before."""
     args, accelerator, progress = run.args, run.accelerator, run.progress
     accumulation = args.gradient_accumulation_steps
     stopped = [False]
@@ -317,10 +347,11 @@ def train(run: Run) -> bool:
         stopped[0] = True
 
     signal.signal(signal.SIGTERM, stop)
-    began = time.monotonic()
+    began = last_look = time.monotonic()
     bar = tqdm(total=args.max_steps, initial=progress.step, disable=not accelerator.is_local_main_process, unit="step")
     first, last = progress.step * accumulation, args.max_steps * accumulation
     totals = torch.zeros(3, device=accelerator.device)  # loss, error, passes
+    speed = Speed(first * run.global_batch)
     run.model.train()
     for index, batch in enumerate(passes(run.batches, first, last, run.data.dataloader_num_workers), start=first):
         with accelerator.accumulate(run.model):
@@ -339,6 +370,9 @@ def train(run: Run) -> bool:
                         f"{progress.step}. The checkpoints in {run.output} are from before."
                     )
                 run.lr_scheduler.step()
+                now = time.monotonic()
+                progress.seconds, last_look = progress.seconds + now - last_look, now
+                cool(run)
                 run.optimizer.zero_grad()
                 run.ema.step(whole(run.learner.parameters()))
                 progress.step += 1
@@ -351,17 +385,56 @@ def train(run: Run) -> bool:
             values = {"loss": (mean[0] / mean[2]).item(), "error": (mean[1] / mean[2]).item()}
             totals.zero_()
             bar.set_postfix(loss=f"{values['loss']:.4f}", error=f"{values['error']:.4f}")
-            values |= {"lr": run.lr_scheduler.get_last_lr()[0], "grad_norm": float(norm)}
+            values |= {"lr": run.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            values["clips_per_second"] = speed.update(step * run.global_batch * accumulation)
             accelerator.log(values | {"clips": step * run.global_batch * accumulation}, step=step)
         if args.validation_steps and (step % args.validation_steps == 0 or step == args.max_steps):
             report(run, step)
-        overtime = args.max_minutes is not None and time.monotonic() - began > 60 * args.max_minutes
-        halt = accelerator.reduce(torch.tensor(float(stopped[0] or overtime), device=accelerator.device)) > 0
-        if (args.checkpointing_steps and step % args.checkpointing_steps == 0) or step == args.max_steps or halt:
+        part_over = args.part_minutes is not None and time.monotonic() - began > 60 * args.part_minutes
+        over = args.max_minutes is not None and progress.seconds > 60 * args.max_minutes
+        wishes = torch.tensor([float(stopped[0] or part_over), float(over)], device=accelerator.device)
+        halt, ended = (wish > 0 for wish in accelerator.reduce(wishes).tolist())
+        if (
+            (args.checkpointing_steps and step % args.checkpointing_steps == 0)
+            or step == args.max_steps
+            or halt
+            or ended
+        ):
             run.save()
+        if ended:
+            return True
         if halt and step < args.max_steps:
             return False
     return True
+
+
+class Speed:
+    """Clips a second since the last look.
+
+    Args:
+        clips: seen so far.
+    """
+
+    def __init__(self, clips: int) -> None:
+        self.clips, self.time = clips, time.perf_counter()
+
+    def update(self, clips: int) -> float:
+        """The rate since the last call, when so many had been seen."""
+        seen, now = clips - self.clips, time.perf_counter()
+        rate = seen / max(now - self.time, 1e-9)
+        self.clips, self.time = clips, now
+        return round(rate, 1)
+
+
+def cool(run: Run) -> None:
+    """With `max_minutes`, lets the learning rates fall to zero by the clock."""
+    args = run.args
+    if args.max_minutes is None:
+        return
+    span = args.max_minutes / 5 if args.cooldown_minutes is None else args.cooldown_minutes
+    share = min(1.0, max(0.0, (args.max_minutes - run.progress.seconds / 60) / max(span, 1e-9)))
+    for group, rate in zip(run.optimizer.param_groups, run.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate * share
 
 
 def report(run: Run, step: int) -> None:
@@ -370,7 +443,9 @@ def report(run: Run, step: int) -> None:
         return
     values = run.validate()
     run.accelerator.log(values, step=step)
-    tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    if run.data.dataset_name is None and run.data.variant == "classic":
+        tqdm.write(f"the best possible: {LIMITS}")
     if run.args.sample_steps and step % run.args.sample_steps == 0:
         for tracker in run.accelerator.trackers:
             tracker.log_images({"samples": run.sample()[None].cpu().numpy()}, step=step, dataformats="NHWC")
