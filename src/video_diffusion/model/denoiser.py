@@ -663,33 +663,34 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
             weights.data = weights.data.clone()
         return loaded
 
-    @apply_lora_scale("cross_attention_kwargs")
     def enable_cache(self, config: Any) -> None:
-        """Lets attention of an earlier step stand for this step's, as `config` says.
+        """Lets an earlier step of the sampler stand in part for this one, as `config` says.
 
         Args:
-            config: `PyramidAttentionBroadcastConfig`, or `FasterCacheConfig` with the layers' names in
-                `spatial_attention_block_identifiers=("attention", "attn1")`.
+            config: `PyramidAttentionBroadcastConfig` keeps attention, over space and time alike as its "spatial" kind;
+                `FasterCacheConfig` keeps the negative side of guidance by text, its attention part finds no layer here.
 
         Raises:
-            ValueError: for other caches, which know only models that are one row of transformer blocks, and where
-                `config` names none of the attention layers here.
+            ValueError: where `config` would have no effect. Other caches know models that are one row of blocks only.
         """
         if not isinstance(config, PyramidAttentionBroadcastConfig | FasterCacheConfig):
             raise ValueError(
                 f"`config` is a {type(config).__name__}, expected a PyramidAttentionBroadcastConfig or a "
                 "FasterCacheConfig: other caches work on models that are one row of transformer blocks."
             )
+        if isinstance(config, FasterCacheConfig) and config.is_guidance_distilled:
+            raise ValueError("`is_guidance_distilled` is True, expected False: the cache keeps one side of guidance.")
         super().enable_cache(config)
-        if not any(
-            hasattr(module, "_diffusers_hook") for module in self.modules() if isinstance(module, VideoAttention)
+        layers = [module for module in self.modules() if isinstance(module, VideoAttention)]
+        if isinstance(config, PyramidAttentionBroadcastConfig) and not any(
+            hasattr(layer, "_diffusers_hook") for layer in layers
         ):
             self.disable_cache()
             raise ValueError(
-                "`config` names no attention layer of this model, expected `spatial_attention_block_identifiers` like "
-                "('attention', 'attn1') and a `spatial_attention_block_skip_range`."
+                "`config` names no attention layer of this model, expected a `spatial_attention_block_skip_range`."
             )
 
+    @apply_lora_scale("cross_attention_kwargs")
     def forward(
         self,
         sample: Tensor,
