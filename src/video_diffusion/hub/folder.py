@@ -178,6 +178,8 @@ def load_component(folder: Path, name: str, class_name: str, options: Mapping[st
         loaded = component.from_pretrained(str(place), **passed)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         what = "weights that are not those of its config.json" if is_model else "a config that does not fit"
+        if passed.get("quantization_config") is not None:
+            what = f"weights that were not quantised by {type(passed['quantization_config']).__name__}"
         raise ValueError(f"{place} holds {what}: {error}") from error
     if not is_model:
         return loaded

@@ -14,10 +14,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.activations import get_activation
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
@@ -508,7 +510,7 @@ def run_block(owner: Any, block: nn.Module, *args: Any) -> Tensor:
     return block(*args)
 
 
-class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMixin):
+class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdapterMixin, ConfigMixin):
     """A 3D U-Net over space and time, with the call and the output of diffusers' `UNet3DConditionModel`.
 
     Its middle is one block like those of the levels or, with `transformer_layers`, a transformer over space and time.
@@ -660,6 +662,33 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, PeftAdapterMixin, Co
         for weights in model.parameters():
             weights.data = weights.data.clone()
         return loaded
+
+    def enable_cache(self, config: Any) -> None:
+        """Lets an earlier step of the sampler stand in part for this one, as `config` says.
+
+        Args:
+            config: `PyramidAttentionBroadcastConfig` keeps attention, over space and time alike as its "spatial" kind;
+                `FasterCacheConfig` keeps the negative side of guidance by text, its attention part finds no layer here.
+
+        Raises:
+            ValueError: where `config` would have no effect. Other caches know models that are one row of blocks only.
+        """
+        if not isinstance(config, PyramidAttentionBroadcastConfig | FasterCacheConfig):
+            raise ValueError(
+                f"`config` is a {type(config).__name__}, expected a PyramidAttentionBroadcastConfig or a "
+                "FasterCacheConfig: other caches work on models that are one row of transformer blocks."
+            )
+        if isinstance(config, FasterCacheConfig) and config.is_guidance_distilled:
+            raise ValueError("`is_guidance_distilled` is True, expected False: the cache keeps one side of guidance.")
+        super().enable_cache(config)
+        layers = [module for module in self.modules() if isinstance(module, VideoAttention)]
+        if isinstance(config, PyramidAttentionBroadcastConfig) and not any(
+            hasattr(layer, "_diffusers_hook") for layer in layers
+        ):
+            self.disable_cache()
+            raise ValueError(
+                "`config` names no attention layer of this model, expected a `spatial_attention_block_skip_range`."
+            )
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(

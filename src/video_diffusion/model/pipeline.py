@@ -17,6 +17,7 @@ import PIL.Image
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.hooks import HookRegistry
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -41,6 +42,7 @@ from .windows import Window
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components: a file format, never to change
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
 GENERATION_CONFIG = "generation_config.json"
+CACHES = ("pyramid_attention_broadcast", "faster_cache_denoiser", "faster_cache_block")  # hooks of diffusers
 
 
 @dataclass
@@ -238,8 +240,11 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json` and what belongs beside it, after the components and before an upload."""
         super().save_config(save_directory, push_to_hub, **kwargs)
-        config = check_generation_config(self.generation_config)
-        (Path(save_directory) / GENERATION_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        config, file = check_generation_config(self.generation_config), Path(save_directory) / GENERATION_CONFIG
+        if config:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        else:
+            file.unlink(missing_ok=True)
         forget_dtypes(Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -385,7 +390,9 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return canvas
 
     def _begin_window(self, steps: int) -> None:
-        """Sets the scheduler to the start of a window; its first step is the first, whatever the timesteps are."""
+        """Sets scheduler and caches to the start of a window; its first step is the first, whatever the timesteps."""
+        if has_cache(self.unet):
+            HookRegistry.check_if_exists_or_initialize(self.unet).reset_stateful_hooks()
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
@@ -551,6 +558,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents=latents,
             clip_skip=clip_skip,
         )
+        if (call.history_scale != 1 or call.reconstruction_scale > 0) and has_cache(self.unet):
+            raise ValueError("`unet` has a cache, expected none with guidance by given frames: it calls twice a step.")
         self._guidance_scale, self._interrupt = call.guidance_scale, False
         sides = self.encode_prompt(
             num_videos_per_prompt=num_videos_per_prompt,
@@ -613,6 +622,11 @@ def hook_names(module: torch.nn.Module) -> list[str]:
     """The names of the hooks that diffusers put on a module."""
     registry = getattr(module, "_diffusers_hook", None)
     return [] if registry is None else list(registry.hooks)
+
+
+def has_cache(unet: torch.nn.Module) -> bool:
+    """Whether `enable_cache` is on: one step of the network then depends on earlier ones."""
+    return any(name in CACHES for module in unet.modules() for name in hook_names(module))
 
 
 def forget_dtypes(folder: Path) -> None:
