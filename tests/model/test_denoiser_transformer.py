@@ -74,6 +74,13 @@ def test_it_is_the_reference_network_at_other_lengths_and_sizes_too(make_denoise
     close(out.double(), expected, atol=1e-4)
 
 
+def test_in_float64_it_is_the_reference_to_more_digits(make_denoiser):
+    model = make_denoiser(**SMALL).double()
+    sample, timestep = noise(1, 3, 4, 32, 32).double(), torch.tensor([500.0])
+    with torch.no_grad():
+        close(model(sample, timestep).sample, oracle_of(model)(sample, timestep), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -176,7 +183,7 @@ def test_attention_over_time_is_attention_of_each_place_for_itself():
         close(whole[:, :, place, None], attention(tokens[:, :, place, None], attention_mask=bias))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_group_normalisation_keeps_the_precision_of_its_input(dtype):
     norm, x = GroupNorm(4, 16), (3 + noise(2, 16, 5, 5)).to(dtype)
     torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
@@ -184,7 +191,9 @@ def test_group_normalisation_keeps_the_precision_of_its_input(dtype):
     for module in (norm, copy.deepcopy(norm).to(dtype)):
         out = module(x)
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double(), expected, rtol=3 * torch.finfo(dtype).eps, atol=1e-5)
+        torch.testing.assert_close(
+            out.double(), expected, rtol=3 * torch.finfo(dtype).eps, atol=1e-5 if dtype != torch.float64 else 1e-12
+        )
 
 
 def test_levels_without_attention_over_time_hold_none_of_it(make_denoiser):

@@ -119,14 +119,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 in the place of half precision."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm of a head's channels (Zhang and Sennrich 2019) in float32, from and for any precision."""
+    """RMSNorm of a head's channels (Zhang and Sennrich 2019), computed and returned in float32 at least."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[…, D]` → float32 `[…, D]`."""
-        x = x.float()
+        """`[…, D]` → `[…, D]`."""
+        x = x.to(at_least_float32(x.dtype))
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]  # faster than mean(x²)
-        return x * torch.rsqrt(square + self.eps) * self.weight.float()
+        return x * torch.rsqrt(square + self.eps) * self.weight.to(x.dtype)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -138,7 +143,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` → `[N, C, H, W]`."""
-        inner = torch.float32 if x.device.type == "cpu" else x.dtype
+        inner = at_least_float32(x.dtype) if x.device.type == "cpu" else x.dtype
         weight, bias = self.weight.to(inner), self.bias.to(inner)
         return F.group_norm(x.to(inner), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
