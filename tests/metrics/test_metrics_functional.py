@@ -14,6 +14,7 @@ from video_diffusion.metrics import (
     psnr,
     psnr_paper,
     ssim,
+    ssim_uniform,
 )
 
 FRAME_METRICS = [psnr, psnr_paper, ssim, mse_sum, mae_sum]
@@ -240,3 +241,17 @@ def test_moments_refuse_what_they_cannot_use():
     moments.update(torch.zeros(1, 5))
     with pytest.raises(ValueError, match="at least 2"):
         moments.covariance  # noqa: B018
+
+
+def test_ssim_of_a_uniform_window_is_scikit_images_as_openstl_calls_it():
+    """OpenSTL gives scikit-image float frames and no range: it takes the range of floats, 2, and a 7×7 window."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(2, 3, 1, 16, 20, generator=generator) for _ in range(2))
+    got = ssim_uniform(one, other, 7, 2.0)
+    assert got.shape == (2, 3)
+    for n in range(2):
+        for f in range(3):
+            frames = (video[n, f, 0].double().numpy() for video in (one, other))
+            assert got[n, f].item() == pytest.approx(structural_similarity(*frames, data_range=2.0), abs=1e-9)
+    with pytest.raises(ValueError, match="at least 7×7 pixels"):
+        ssim_uniform(one[..., :5], other[..., :5])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 from torch import nn
 from transformers import HfArgumentParser
 
@@ -32,7 +32,7 @@ from trials import (
 )
 from video_diffusion import VideoUNet3DConditionModel
 from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR
-from video_diffusion.evaluation.figure import GRID_COLOUR, ticks
+from video_diffusion.evaluation.figure import dark, unit
 from video_diffusion.training.arguments import DataArguments, ModelArguments, TrainArguments, parse_arguments
 from video_diffusion.training.batches import StepBatches, open_source, to_model
 from video_diffusion.training.build import build_model, compile_blocks
@@ -215,30 +215,16 @@ def draw_errors(folder: Path) -> None:
     """Draws the errors of all variants in `folder` against λ, in one panel for each task, as `<folder>/errors.png`."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     found.sort(key=lambda run: sum(run["generation"] + run["prediction"]))
-    width, height, left, top = 430, 330, 56, 40
-    image = Image.new("RGB", (2 * width + 190, height + top + 20), SHEET_COLOUR)
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(size=12)
-    highest = max(max(run["generation"] + run["prediction"]) for run in found)
-    for panel, task in enumerate(("generation", "prediction")):
-        x0 = left + panel * width
-        canvas.text((x0, 12), f"{task}: squared error of x against log-SNR", TEXT_COLOUR, font)
-        for mark in ticks(0, highest):
-            y = top + height * (1 - mark / highest)
-            canvas.line((x0, y, x0 + width - 80, y), GRID_COLOUR)
-            canvas.text((x0 - 6, y), f"{mark:g}", TEXT_COLOUR, font, anchor="rm")
+    figure = Figure((11, 4.5), facecolor=unit(SHEET_COLOUR), layout="constrained")
+    for axes, task in zip(figure.subplots(1, 2), ("generation", "prediction"), strict=True):
+        dark(axes)
         for i, run in enumerate(found):
-            colour = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i / len(found), 0.6, 1.0))
-            points = [
-                (x0 + (width - 80) * k / (len(LOGSNRS) - 1), top + height * (1 - error / highest))
-                for k, error in enumerate(run[task])
-            ]
-            canvas.line(points, colour, 2)
-            if panel:
-                canvas.text((x0 + width - 60, top + 18 * i), f"{run['name']} ({run['clips']})", colour, font)
-        for k, logsnr in enumerate(LOGSNRS):
-            place = (x0 + (width - 80) * k / (len(LOGSNRS) - 1), top + height + 10)
-            canvas.text(place, f"{logsnr:g}", TEXT_COLOUR, font, anchor="mm")
-    image.save(folder / "errors.png")
+            colour = colorsys.hsv_to_rgb(i / len(found), 0.6, 1.0)
+            axes.plot(LOGSNRS, run[task], color=colour, label=f"{run['name']} ({run['clips']})")
+        axes.set_title(f"{task}: squared error of x against log-SNR")
+    options: dict[str, Any] = {"fontsize": 7, "labelcolor": unit(TEXT_COLOUR), "frameon": False}
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **options)
+    figure.savefig(folder / "errors.png", dpi=100)
 
 
 def main() -> None:

@@ -75,8 +75,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_text(args: argparse.Namespace, workers: "Workers") -> None:
     """Scores how well a model obeys prompts and writes the report."""
     from video_diffusion.evaluation import PipelineSource
+    from video_diffusion.evaluation.figure import write_text_figure
+    from video_diffusion.evaluation.report import markdown, write_report
     from video_diffusion.evaluation.text import SCALES, TextRun, TextSource, evaluate_text, some_clips
-    from video_diffusion.evaluation.text_report import markdown, write_text_report
 
     opened = source_of(args)
     if not isinstance(opened, PipelineSource):
@@ -89,7 +90,9 @@ def run_text(args: argparse.Namespace, workers: "Workers") -> None:
     report = evaluate_text(source, run, args.out, workers=workers)
     if report is not None:
         report["command"] = command_line(args, report)
-        files = write_text_report(report, *some_clips(args.out / "text-parts", run, report, SHOWN), args.out)
+        picture = args.out / "text.png"
+        write_text_figure(report, *some_clips(args.out / "text-parts", run, report, SHOWN), picture)
+        files = (*write_report(report, args.out), picture)
         print(markdown(report))
         print("Written: " + ", ".join(map(str, files)))
 

@@ -10,8 +10,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from video_diffusion.evaluation.protocols import DATA_SEED, Protocol
 from video_diffusion.evaluation.scores import Scorer, fold
 from video_diffusion.evaluation.sources import Source
 
+CLIPS = "clips"  # the one column of the protocols of frames
 LIBRARIES = ("video-diffusion", "torch", "diffusers", "numpy")
 
 
@@ -124,12 +126,12 @@ def open_parts(folder: Path, settings: dict[str, Any]) -> None:
         draft.unlink()
 
 
-def read_parts(folder: Path) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
-    """The numbers of the clips and the arrays of each part, without the clips, in the order of the clips.
+def read_parts(folder: Path, column: str = CLIPS) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+    """The numbers of the clips and the arrays of each part of a column, without whole clips of several lengths.
 
     A part that cannot be read (a disk that was full) is deleted, so that the run makes it again.
     """
-    for file in sorted(folder.glob("part-*.npz")):
+    for file in sorted(folder.glob(f"part-{column}-*.npz")):
         try:
             with np.load(file, allow_pickle=False) as part:
                 arrays = {key: part[key] for key in part.files if not key.startswith("clips.")}
@@ -151,26 +153,67 @@ def read_clips(folder: Path, count: int, length: int) -> NDArray[np.uint8]:
     return np.stack([found[i] for i in range(count)])
 
 
-def missing_batches(folder: Path, num_videos: int, size: int) -> list[list[int]]:
-    """The clips that no part has yet, in batches."""
-    done = {int(i) for indices, _ in read_parts(folder) for i in indices}
+def missing_batches(folder: Path, num_videos: int, size: int, column: str = CLIPS) -> list[list[int]]:
+    """The clips of a column that no part has yet, in batches."""
+    done = {int(i) for indices, _ in read_parts(folder, column) for i in indices}
     left = [i for i in range(num_videos) if i not in done]
     return [left[first : first + size] for first in range(0, len(left), size)]
 
 
-def make_part(folder: Path, indices: list[int], run: Run, source: Source, scorer: Scorer) -> None:
-    """Makes and measures some clips and writes them with their scores."""
+def make_parts(
+    folder: Path,
+    settings: Mapping[str, Any],
+    columns: Mapping[str, Callable[[list[int]], Mapping[str, NDArray[Any]]]],
+    num_videos: int,
+    batch_size: int,
+    workers: Workers,
+    progress: bool = True,
+) -> None:
+    """Makes all parts that are missing: the engine of every protocol.
+
+    Args:
+        folder: for the parts; all processes must see it.
+        settings: all that decides about the parts, as JSON.
+        columns: what is made of the clips of some numbers, by the name of the column: arrays.
+        num_videos: N clips of each column.
+        batch_size: clips of a part.
+        workers: the processes that share the work.
+        progress: whether a bar counts the clips of this process.
+
+    Raises:
+        ValueError: where the folder belongs to other settings.
+    """
+    if workers.rank == 0:
+        open_parts(folder, dict(settings))
+    workers.wait()
+    jobs = [
+        (column, indices) for column in columns for indices in missing_batches(folder, num_videos, batch_size, column)
+    ]
+    workers.wait()  # nobody writes before everybody has looked
+    mine = jobs[workers.rank :: workers.count]
+    done = num_videos * len(columns) - sum(len(indices) for _, indices in jobs)
+    title = folder.name.removesuffix("-parts") + (f", process {workers.rank}" if workers.count > 1 else "")
+    total = done + sum(len(indices) for _, indices in mine)
+    with tqdm(total=total, initial=done, unit="clip", desc=title, disable=not progress) as bar:
+        for column, indices in mine:
+            arrays: dict[str, Any] = dict(columns[column](indices))
+            with atomic_path(folder / f"part-{column}-{indices[0]:07d}.npz") as draft:
+                np.savez_compressed(draft, indices=np.array(indices), **arrays)
+            bar.update(len(indices))
+    workers.wait()
+
+
+def make_and_score(indices: list[int], run: Run, source: Source, scorer: Scorer) -> dict[str, NDArray[Any]]:
+    """Clips of a source, what was measured of them, and the seconds of both."""
     protocol, size = run.protocol, source.image_size
     longest = max(run.lengths)
     truth, real = protocol.truth(indices, size)[:, :longest], protocol.real(indices, size)[:, :longest]
     start = time.perf_counter()
     clips = source.clips(indices, truth[:, : protocol.num_given], run.num_samples, run.lengths)
     middle = time.perf_counter()
-    scores = scorer.score(truth, real, clips)
+    scores = scorer.score(indices, truth, real, clips)
     seconds = np.array([middle - start, time.perf_counter() - middle])
-    arrays: dict[str, Any] = {**scores, **{f"clips.{length}": video for length, video in clips.items()}}
-    with atomic_path(folder / f"part-{indices[0]:07d}.npz") as draft:
-        np.savez_compressed(draft, indices=np.array(indices), seconds=seconds, **arrays)
+    return {**scores, **{f"clips.{length}": video for length, video in clips.items()}, "seconds": seconds}
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -204,24 +247,9 @@ def evaluate(
     workers = workers or Workers()
     parts = Path(out) / f"{run.protocol.name}-parts"
     settings = run.settings(source, scorer)
-    if workers.rank == 0:
-        open_parts(parts, settings)
-    workers.wait()
-    batches = missing_batches(parts, run.num_videos, max(run.batch_size // run.num_samples, 1))
-    workers.wait()  # nobody writes before everybody has looked
-    mine = batches[workers.rank :: workers.count]
-    done = run.num_videos - sum(map(len, batches))
-    with tqdm(
-        total=done + sum(map(len, mine)),
-        initial=done,
-        unit="clip",
-        desc=f"{run.protocol.name}" + (f", process {workers.rank}" if workers.count > 1 else ""),
-        disable=not progress,
-    ) as bar:
-        for indices in mine:
-            make_part(parts, indices, run, source, scorer)
-            bar.update(len(indices))
-    workers.wait()
+    make = partial(make_and_score, run=run, source=source, scorer=scorer)
+    size = max(run.batch_size // run.num_samples, 1)
+    make_parts(parts, settings, {CLIPS: make}, run.num_videos, size, workers, progress)
     return summarise(parts, run, source, settings) if workers.rank == 0 else None
 
 
@@ -261,8 +289,13 @@ def summarise(parts: Path, run: Run, source: Source, settings: dict[str, Any]) -
         **cost,
         "network_calls": sum(calls.values()) * run.num_videos * run.num_samples if calls else None,
         "seconds": {"clips": seconds[0].item(), "scores": seconds[1].item()},
-        "versions": {"python": platform.python_version(), **{name: library_version(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the libraries that decide about figures."""
+    return {"python": platform.python_version(), **{name: library_version(name) for name in LIBRARIES}}
 
 
 def library_version(library: str) -> str | None:

@@ -23,6 +23,7 @@ from video_diffusion.metrics import (
     PSNRMetric,
     SSIMMetric,
     psnr,
+    ssim_uniform,
 )
 from video_diffusion.metrics.accumulators import FrameMetric
 
@@ -53,11 +54,20 @@ class BinarySSIMMetric(SSIMMetric):
         return super().measure(predictions.round(), references.round())
 
 
+class OpenSTLSSIMMetric(SSIMMetric):
+    """SSIM as OpenSTL takes it: 7×7 uniform window, data range 2 on floats in [0, 1], sample covariance."""
+
+    def measure(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """`[1, N, F]`."""
+        return ssim_uniform(predictions, references, 7, 2.0)[None].cpu()
+
+
 METRICS: dict[str, Callable[[], FrameMetric]] = {
     "psnr": PSNRMetric,
     "psnr_of_clip": ClipPSNRMetric,
     "ssim": SSIMMetric,
     "ssim_binarised": BinarySSIMMetric,
+    "ssim_openstl": OpenSTLSSIMMetric,
     "mse": MSEMetric,
     "lpips": LPIPSMetric,
     "lpips_128": lambda: LPIPSMetric(resize=128),
@@ -103,10 +113,13 @@ class Scorer:
         if any(isinstance(METRICS[name](), LPIPSMetric) for name in protocol.metrics):
             self.networks["lpips"] = "AlexNet, version 0.1" if lpips is None else "replaced by the caller"
 
-    def score(self, truth: Clips, real: Clips, clips: Mapping[int, Clips]) -> dict[str, NDArray[Any]]:
+    def score(
+        self, indices: Sequence[int], truth: Clips, real: Clips, clips: Mapping[int, Clips]
+    ) -> dict[str, NDArray[Any]]:
         """Everything the figures need of n clips.
 
         Args:
+            indices: numbers of the clips, `[n]`.
             truth: uint8 `[n, F, H, W, 1]`, F the longest length.
             real: other real clips of that shape.
             clips: for each length the model's, uint8 `[n, S, F, H, W, 1]`, given frames in front.
@@ -123,19 +136,21 @@ class Scorer:
                 reference = truth[:, k:length]
                 for metric in self.metrics:
                     scores[f"values.{metric}.average"] = self._average(metric, clips[length][:, :, k:], reference)
-        return scores | self.references(truth, real)
+        return scores | self.references(indices, truth, real)
 
-    def references(self, truth: Clips, real: Clips) -> dict[str, NDArray[Any]]:
+    def references(self, indices: Sequence[int], truth: Clips, real: Clips) -> dict[str, NDArray[Any]]:
         """What of `score` is the same for every model, baselines and truth; from the cache where there is one."""
         if self.cache is None or "replaced by the caller" in self.networks.values():
-            return self._references(truth, real)
-        settings = f"{self.protocol} {self.lengths} {torch.device(self.device).type}"
-        return remember(self.cache, settings, [truth, real], lambda: self._references(truth, real))
+            return self._references(indices, truth, real)
+        settings = f"{self.protocol} {self.lengths} {torch.device(self.device).type} {list(indices)}"
+        return remember(self.cache, settings, [truth, real], lambda: self._references(indices, truth, real))
 
-    def _references(self, truth: Clips, real: Clips) -> dict[str, NDArray[Any]]:
+    def _references(self, indices: Sequence[int], truth: Clips, real: Clips) -> dict[str, NDArray[Any]]:
         scores: dict[str, NDArray[Any]] = {}
+        limits = self.protocol.limits(indices, truth.shape[2])
         for length in self.lengths:
             baselines = baseline_clips(truth[:, :length], real[:, :length], self.protocol.num_given)
+            baselines |= {name: video[:, :length] for name, video in limits.items()}
             systems = {name: video[:, None] for name, video in baselines.items()}
             scores |= self._systems(truth, systems, length)
             if self.protocol.fvd:

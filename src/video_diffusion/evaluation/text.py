@@ -4,27 +4,26 @@ Prompts say what test clips show. The same reader reads the real clips (the ceil
 another clip (the chance level), and clips of the model that was told nothing.
 """
 
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.captions import DIRECTIONS, TEMPLATES, Caption, Fact, compose
-from video_diffusion.data.video_io import atomic_path
 from video_diffusion.digit_reader.reader import reader_report
 from video_diffusion.digit_reader.tracking import read_clips
 from video_diffusion.evaluation.protocols import DATA_SEED
-from video_diffusion.evaluation.run import LIBRARIES, Workers, library_version, open_parts
+from video_diffusion.evaluation.run import Workers, make_parts, read_parts, versions
 from video_diffusion.evaluation.sources import PipelineSource, clip_generator
 
+EMPTY = "empty"  # the column of clips without a prompt
 SCALES = (1.0, 2.0, 4.0, 8.0)
 NUM_VIDEOS, NUM_DIGITS = 64, 2
 TEXT = (
@@ -145,61 +144,20 @@ class TextSource:
         return self.source.to_grey(output.frames)[..., 0]
 
 
-@dataclass(frozen=True)
-class Job:
-    """Some clips of one column.
+def columns_of(run: TextRun, source: TextSource, prompts: Mapping[str, Sequence[Caption]]) -> dict[str, Any]:
+    """What is made, by column: the empty prompt, and each set of templates at each guidance scale."""
 
-    Args:
-        templates: whose prompts; "" for the empty prompt.
-        scale: of the guidance.
-        indices: numbers of the clips.
-    """
+    def make(indices: list[int], templates: str, scale: float) -> dict[str, NDArray[Any]]:
+        start = time.perf_counter()
+        texts = [prompts[templates][i].text if templates else "" for i in indices]
+        clips = source.make(texts, indices, scale)
+        return {"video": clips, "seconds": np.array(time.perf_counter() - start)}
 
-    templates: str
-    scale: float
-    indices: tuple[int, ...]
-
-    @property
-    def column(self) -> str:
-        """As in the report."""
-        return f"{self.scale:g}" if self.templates else "empty"
-
-    @property
-    def file(self) -> str:
-        """Name of its part."""
-        return f"part-{self.templates or 'empty'}-{self.scale:g}-{self.indices[0]:07d}.npz"
-
-
-def jobs_of(run: TextRun) -> Iterator[Job]:
-    """All that must be made."""
-    columns = [("", 1.0), *((templates, scale) for templates in TEMPLATES for scale in run.scales)]
-    for templates, scale in columns:
-        for first in range(0, run.num_videos, run.batch_size):
-            yield Job(templates, scale, tuple(range(first, min(first + run.batch_size, run.num_videos))))
-
-
-def make_part(folder: Path, job: Job, source: TextSource, prompts: Sequence[Caption] | None) -> None:
-    """Makes the clips of a job and writes them; a prompt for each clip, or None for the empty one."""
-    start = time.perf_counter()
-    texts = [prompts[i].text if prompts else "" for i in job.indices]
-    clips = source.make(texts, job.indices, job.scale)
-    seconds = time.perf_counter() - start
-    with atomic_path(folder / job.file) as draft:
-        np.savez_compressed(draft, indices=np.array(job.indices), clips=clips, seconds=seconds)
-
-
-def read_part(folder: Path, job: Job) -> tuple[NDArray[np.uint8], float] | None:
-    """The clips of a job and the seconds they took; None, and no file, where they cannot be read."""
-    try:
-        with np.load(folder / job.file, allow_pickle=False) as part:
-            if part["indices"].tolist() == list(job.indices):
-                return part["clips"], float(part["seconds"])
-    except FileNotFoundError:
-        return None
-    except Exception:  # zipfile, zlib and numpy each have errors of their own for a damaged file
-        pass
-    (folder / job.file).unlink(missing_ok=True)
-    return None
+    columns = {EMPTY: partial(make, templates="", scale=1.0)}
+    for templates in prompts:
+        for scale in run.scales:
+            columns[f"{templates}-{scale:g}"] = partial(make, templates=templates, scale=scale)
+    return columns
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -233,18 +191,9 @@ def evaluate_text(
         "num_frames": source.videos.num_frames,
         "data_seed": DATA_SEED,
     }
-    if workers.rank == 0:
-        open_parts(folder, settings | {"batch_size": run.batch_size})
-    workers.wait()
-    missing = [job for job in jobs_of(run) if read_part(folder, job) is None]
-    workers.wait()  # nobody writes before everybody has looked
     prompts = {templates: source.prompts(run.num_videos, templates) for templates in TEMPLATES}
-    mine = missing[workers.rank :: workers.count]
-    with tqdm(total=sum(len(job.indices) for job in mine), unit="clip", desc="text", disable=not progress) as bar:
-        for job in mine:
-            make_part(folder, job, source, prompts.get(job.templates))
-            bar.update(len(job.indices))
-    workers.wait()
+    columns = columns_of(run, source, prompts)
+    make_parts(folder, settings, columns, run.num_videos, run.batch_size, workers, progress)
     return summarise(folder, run, source, prompts, settings) if workers.rank == 0 else None
 
 
@@ -259,22 +208,16 @@ def summarise(
         return read_clips(clips, NUM_DIGITS, source.videos.pixels_per_digit, device)
 
     real = read(source.videos.batch(range(run.num_videos)))
-    made: dict[tuple[str, str], list[list[Fact]]] = {}
-    for job in jobs_of(run):
-        part = read_part(folder, job)
-        if part is None:
-            raise OSError(
-                f"{folder / job.file} is missing: run the command again; with several processes `--out` must be a "
-                "folder that all of them see."
-            )
-        made.setdefault((job.templates, job.column), []).extend(read(part[0]))
-        seconds += part[1]
+    made: dict[str, list[list[Fact]]] = {}
+    for column in columns_of(run, source, prompts):
+        clips, spent = clips_of(folder, column, run.num_videos)
+        made[column], seconds = read(clips), seconds + spent
     figures = {
         templates: {
             "real": shares(asked, real),
             "other_real": shares(asked, [*real[1:], real[0]]),
-            "empty": shares(asked, made["", "empty"]),
-            **{f"{scale:g}": shares(asked, made[templates, f"{scale:g}"]) for scale in run.scales},
+            "empty": shares(asked, made[EMPTY]),
+            **{f"{scale:g}": shares(asked, made[f"{templates}-{scale:g}"]) for scale in run.scales},
         }
         for templates, asked in prompts.items()
     }
@@ -289,16 +232,27 @@ def summarise(
         "reader": reader_report(),
         "network_calls_per_clip": len(source.pipeline.scheduler.timesteps),
         "seconds": {"clips": seconds, "scores": time.perf_counter() - start},
-        "versions": {"python": platform.python_version(), **{name: library_version(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
+
+
+def clips_of(folder: Path, column: str, num_videos: int) -> tuple[NDArray[np.uint8], float]:
+    """The clips of a column `[N, F, H, W]`, and the seconds they took. Raises an OSError where some are missing."""
+    found: dict[int, NDArray[np.uint8]] = {}
+    seconds = 0.0
+    for indices, arrays in read_parts(folder, column):
+        found |= dict(zip(indices.tolist(), arrays["video"], strict=True))
+        seconds += float(arrays["seconds"])
+    if len(found) < num_videos:
+        raise OSError(
+            f"{folder} holds {len(found)} clips of {column}, expected {num_videos}: run the command again; with "
+            "several processes `--out` must be a folder that all of them see."
+        )
+    return np.stack([found[i] for i in range(num_videos)]), seconds
 
 
 def some_clips(folder: Path, run: TextRun, report: dict[str, Any], count: int) -> tuple[NDArray[np.uint8], list[str]]:
     """The first clips of the training templates at the scale nearest to 4, `[n, F, H, W]`, and what was asked."""
-    scale, found = min(run.scales, key=lambda w: abs(w - 4)), []
-    for job in jobs_of(run):
-        part = read_part(folder, job) if (job.templates, job.scale) == ("train", scale) else None
-        if part is not None:
-            found.append(part[0])
-    clips = np.concatenate(found)[:count]
+    scale = min(run.scales, key=lambda w: abs(w - 4))
+    clips = clips_of(folder, f"train-{scale:g}", run.num_videos)[0][:count]
     return clips, [f"{text} (guidance {scale:g})" for text in report["prompts"]["train"][: len(clips)]]

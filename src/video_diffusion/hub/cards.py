@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_diffusion.data.video_io import atomic_path
-from video_diffusion.evaluation import text_report
-from video_diffusion.evaluation.report import TITLES, markdown, rows
 from video_diffusion.hub.folder import HALF, INDEX, PACKAGE, weights_digest
 
 if TYPE_CHECKING:
@@ -22,10 +20,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 MARK = "<!-- Written by `video-diffusion card`"  # in each card that may be written anew
 TEMPLATES = (PACKAGE / "model_cards" / "template.md", PACKAGE.parents[1] / "model_cards" / "template.md")
-METRICS = {  # rows of a report: metrics of the model-index; the other rows stay in the table
-    **{name: name for name in ("fvd", "psnr", "ssim", "lpips", "mse", "mae")},
-    **{"psnr_of_clip": "psnr", "ssim_binarised": "ssim", "lpips_128": "lpips"},
-}
 RECIPE = {  # keys of run.json, as the card calls them
     "dataset_name": "data",
     "variant": "Moving MNIST",
@@ -106,8 +100,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     for file in sorted(folder.glob("evaluation/*.json")):
         report = read_json(file)
         try:
-            write = text_report.markdown if report["protocol"] == "text" else markdown
-            text = re.sub("^##", "###", write(report), flags=re.MULTILINE).rstrip()
+            text = re.sub("^##", "###", report["markdown"], flags=re.MULTILINE).rstrip()
             measured = report["model"].get("weights") or digest
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no report of `video-diffusion evaluate`: {error!r} is missing.") from error
@@ -136,36 +129,22 @@ def eval_results(evaluation: Evaluation, task: str) -> "list[EvalResult]":
     """The figures of the model in a report (its headline column), for the `model-index` of the front matter."""
     from huggingface_hub import EvalResult
 
-    report = evaluation.report
-    if report["protocol"] == "text":
-        options: dict[str, Any] = {"task_type": task, "task_name": "protocol text", "dataset_type": "moving-mnist"}
-        options |= {"dataset_name": "Moving MNIST (classic)", "dataset_config": "text", "dataset_split": "test"}
-        headline = text_report.headline(report)
-        return [EvalResult(**options, metric_type="accuracy", metric_name=k, metric_value=v) for k, v in headline]
-    column = report["headline"]
-    variant = "stochastic" if report["protocol"] == "mcvd" else "classic"
-    found = []
-    for row in rows(report):
-        value, metric = row.values.get(column), METRICS.get(row.key.split("/")[0])
-        if value is None or metric is None:
-            continue
-        label = row.label.rsplit(" ", 1)[0]
-        name = [label, TITLES[column].format(S=report["num_samples"])]
-        name += [f"{report['num_videos']} clips"] * ("clips" not in label)
-        found.append(
-            EvalResult(
-                task_type=task,
-                task_name=f"protocol {report['protocol']}",
-                dataset_type="moving-mnist",
-                dataset_name=f"Moving MNIST ({variant})",
-                dataset_config=report["protocol"],
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=", ".join(name),
-                metric_value=round(float(value), row.digits),
-            )
+    report, protocol = evaluation.report, evaluation.protocol
+    variant = "stochastic" if protocol == "mcvd" else "classic"
+    return [
+        EvalResult(
+            task_type=task,
+            task_name=f"protocol {protocol}",
+            dataset_type="moving-mnist",
+            dataset_name=f"Moving MNIST ({variant})",
+            dataset_config=protocol,
+            dataset_split="test",
+            metric_type=result["metric"],
+            metric_name=result["name"],
+            metric_value=result["value"],
         )
-    return found
+        for result in report["results"]
+    ]
 
 
 def front_matter(name: str, task: str, run: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> "ModelCardData":

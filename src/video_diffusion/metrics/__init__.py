@@ -27,6 +27,7 @@ from video_diffusion.metrics.functional import (
     psnr,
     psnr_paper,
     ssim,
+    ssim_uniform,
 )
 from video_diffusion.metrics.i3d import I3D
 from video_diffusion.metrics.lpips import LPIPS
@@ -61,6 +62,7 @@ __all__ = [
     "psnr",
     "psnr_paper",
     "ssim",
+    "ssim_uniform",
 ]
 
 

@@ -155,6 +155,44 @@ def ssim(predictions: torch.Tensor, references: torch.Tensor, reduction: Reducti
     return reduce_frames(reduce(torch.cat(chunks), "(n f c) -> n f", "mean", n=n, f=f, c=c), reduction)
 
 
+def ssim_uniform(
+    predictions: torch.Tensor, references: torch.Tensor, window: int = 7, data_range: float = 1.0
+) -> torch.Tensor:
+    """
+    Structural similarity with a uniform window and sample covariance, the defaults of scikit-image.
+
+    Equal to `skimage.metrics.structural_similarity(win_size=window, data_range=data_range)`. OpenSTL calls that on
+    floats in [0, 1] without a range, so that scikit-image takes 2, the range of floats: its values are larger.
+
+    Args:
+        predictions: `[N, F, C, H, W]` in [0, 1], H and W at least `window`.
+        references: the same shape and range.
+        window: edge of the window in pixels, odd.
+        data_range: L of the constants (0.01 L)² and (0.03 L)².
+
+    Returns:
+        float64 `[N, F]`, means over channels and over the pixels whose window lies inside.
+
+    Raises:
+        ValueError: as `mse_sum`, or if a frame is smaller than the window.
+    """
+    predictions, references = check_pair(predictions, references)
+    n, f, c, h, w = predictions.shape
+    if min(h, w) < window:
+        raise ValueError(f"SSIM needs frames of at least {window}×{window} pixels, got {h}×{w}")
+    x, y = (_float64(videos).reshape(-1, 1, h, w) for videos in (predictions, references))
+    mean = lambda values: torch.nn.functional.avg_pool2d(values, window, stride=1)  # noqa: E731
+    unbiased = window**2 / (window**2 - 1)
+    mean_x, mean_y = mean(x), mean(y)
+    variance_x = unbiased * (mean(x * x) - mean_x**2)
+    variance_y = unbiased * (mean(y * y) - mean_y**2)
+    covariance = unbiased * (mean(x * y) - mean_x * mean_y)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similar = similar / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    return reduce(similar.mean((1, 2, 3)), "(n f c) -> n f", "mean", n=n, f=f, c=c)
+
+
 def _symmetric_root(matrix: torch.Tensor) -> torch.Tensor:
     """The square root of a symmetric positive semi-definite matrix, through its eigenvectors."""
     values, vectors = torch.linalg.eigh(matrix)
