@@ -1,5 +1,4 @@
 import argparse
-import hashlib
 import json
 import sys
 from functools import partial
@@ -16,6 +15,7 @@ from video_diffusion.commands import evaluate
 from video_diffusion.evaluation import PROTOCOLS
 from video_diffusion.evaluation.run import read_clips
 from video_diffusion.evaluation.sources import clip_generator
+from video_diffusion.hub.folder import export_folder, weights_digest
 
 SIZE = 40  # the smallest that stochastic digits (33) and patches of 8 both take
 
@@ -58,7 +58,7 @@ def command(model, tmp_path):
 
     def run(protocol, *words, name="out", model=model):
         out = tmp_path / name
-        common = ["--model", model, "--protocol", protocol, "--steps", "2", "--num-videos", "2", "--device", "cpu"]
+        common = ["--model", model, "--protocol", protocol, "--steps", "2", "--num-videos", "2", "--dtype", "float32"]
         assert cli.main(["evaluate", *common, "--out", str(out), *words]) == 0
         return json.loads((out / f"{protocol}.json").read_text())
 
@@ -82,20 +82,20 @@ def test_it_writes_the_json_the_table_and_the_picture_and_prints_the_table(comma
     assert min(report["seconds"].values()) > 0
 
 
-def test_what_was_measured_of_a_model_does_not_change_what_it_is(tmp_path):
-    from video_diffusion.commands.evaluate import files_sha256
-
-    for name in ("unet/config.json", "evaluation/paper.json", "samples/list.json"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text("{}")
-    assert set(files_sha256(tmp_path)) == {"unet/config.json"}
-
-
-def test_the_report_names_the_weights_by_their_sha256(command, model):
-    place = "unet/diffusion_pytorch_model.safetensors"
-    sha256 = command("paper")["model"]["sha256"]
-    assert sha256[place] == hashlib.sha256((Path(model) / place).read_bytes()).hexdigest()
-    assert {"unet/config.json", "scheduler/scheduler_config.json"} < set(sha256)
+def test_the_report_names_the_weights_by_their_digest_whatever_files_hold_them(command, model, tmp_path):
+    digest = command("paper")["model"]["weights"]
+    assert digest == weights_digest(Path(model))
+    exported = export_folder(model, tmp_path / "export", variant="fp16", max_shard_size="10KB")
+    assert len(list(exported.glob("unet/*.safetensors"))) > 2
+    assert weights_digest(exported) == digest  # full weights in shards, and their half-precision variant beside them
+    for file in exported.glob("unet/*.safetensors"):
+        if ".fp16" not in file.name:
+            file.unlink()
+    assert weights_digest(exported) == digest  # the variant alone
+    other = VideoDiffusionPipeline.from_pretrained(model)
+    next(other.unet.parameters()).data += 0.1
+    other.save_pretrained(tmp_path / "other")
+    assert weights_digest(tmp_path / "other") != digest
 
 
 def test_a_second_run_calls_no_network_and_writes_the_same_figures(command, monkeypatch):
@@ -201,7 +201,7 @@ def test_what_no_run_takes_is_one_line_and_exit_2(model, tmp_path, capsys, words
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     words = [{"EMPTY": str(tmp_path / "empty"), "FILE": str(tmp_path / "file")}.get(word, word) for word in words]
-    common = ["--model", model, "--protocol", "paper", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    common = ["--model", model, "--protocol", "paper", "--out", str(tmp_path / "out"), "--dtype", "float32"]
     assert cli.main(["evaluate", *common, *words]) == 2
     output = capsys.readouterr()
     assert reason in output.err

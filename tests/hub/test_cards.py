@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.cli import main
+from video_diffusion.evaluation.report import markdown, results
 from video_diffusion.hub.cards import build_card, count_parameters, write_card
 from video_diffusion.hub.folder import export_folder
 
@@ -40,12 +41,13 @@ def make_report(**changes):
 
     fvd = dict(zip(columns, (120.5, 300.0, 200.0, 22.0), strict=True)) | {"ratio_to_real": 5.477, "num_videos": 16}
     report = {"protocol": "paper", "text": "Five given frames.", "departures": ["16 clips; the protocol has 256"]}
-    report |= {"model": {"name": "digits", "revision": None, "sha256": {}}, "num_videos": 16, "num_samples": 1}
+    report |= {"model": {"name": "digits", "revision": None, "weights": None}, "num_videos": 16, "num_samples": 1}
     report |= {"sampling": {"sampler": "ancestral", "gamma": 0.3, "steps": 5, "seed": 0}, "windows": {"10": [[0, 10]]}}
     report |= {"network_calls_per_clip": {"10": 5}, "networks": {}, "headline": "one_sample"}
     report |= {"figures": {"fvd": {"10": {"16": fvd}}, "ssim": figures("ssim", 0.5), "lpips": figures("lpips", 0.25)}}
     report |= {"known": [{"row": "ssim/2", "value": ".6720", "source": "the paper"}], "num_given": 5}
-    return report | changes
+    report |= changes
+    return report | {"markdown": markdown(report), "results": results(report)}
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +147,7 @@ def test_writing_the_card_again_changes_nothing_and_a_card_by_hand_is_never_over
 
 
 def test_figures_of_other_weights_are_marked_and_stay_out_of_the_front_matter(measured):
-    report = make_report()
-    report["model"]["sha256"] = {"unet/diffusion_pytorch_model.safetensors": "0" * 64}
+    report = make_report(model={"name": "digits", "revision": None, "weights": "0" * 64})
     (measured / "evaluation" / "paper.json").write_text(json.dumps(report))
     card = build_card(measured)
     assert "**These figures are of other weights than the ones in this repository.**" in card

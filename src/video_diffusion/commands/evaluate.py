@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_diffusion.commands.generate import add_history_guidance, check_history_guidance
+from video_diffusion.commands.generate import add_device, add_history_guidance, check_history_guidance
 from video_diffusion.sampling import SAMPLERS, fastest_device
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def register(subparsers: Any) -> None:
         metavar="W",
         help="text: classifier-free guidance (default: 1 2 4 8)",
     )
-    add("--sampler", choices=SAMPLERS, default="ancestral", help="default: %(default)s, the model's own")
-    add("--steps", type=int, default=50, help="network calls of a clip, or of each window (default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, help="default: that of the model's generation config, else ancestral")
+    add("--steps", type=int, help="network calls of a clip, or of each window (default: the model's, else 50)")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
     add_history_guidance(parser)
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s); the test clips are always the same")
     add("--batch-size", type=int, default=16, metavar="B", help="clips at once (default: %(default)s)")
-    add("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    add_device(parser)
     add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder to write (default: %(default)s)")
     parser.set_defaults(run=run_evaluate)
 
@@ -103,7 +103,8 @@ def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
     numbers: dict[str, Any] = {name: report[name] for name in names if name in report}
     asked: dict[str, Any] = {"model": args.model, "protocol": args.protocol, **numbers, "num_frames": args.num_frames}
     if "steps" in report["sampling"]:
-        asked |= {name: getattr(args, name) for name in ("sampler", "steps", "gamma", "seed")}
+        asked |= {name: report["sampling"][name] for name in ("sampler", "steps")}
+        asked |= {"gamma": args.gamma, "seed": args.seed}
         if args.history_guidance != 1:
             asked["history_guidance"] = args.history_guidance
     words = ["video-diffusion", "evaluate"]
@@ -137,7 +138,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"`--{name.replace('_', '-')}` is {value}, expected at least 1.")
     if args.seed < 0:
         raise ValueError(f"`--seed` is {args.seed}, expected 0 or more.")
-    if args.gamma is not None and args.sampler != "ancestral":
+    if args.gamma is not None and args.sampler not in (None, "ancestral"):
         raise ValueError(f"`--gamma` is {args.gamma}, expected none with `--sampler {args.sampler}`.")
     if args.guidance_scales is not None and args.protocol != "text":
         scales = args.guidance_scales
@@ -183,4 +184,5 @@ def source_of(args: argparse.Namespace) -> "Source":
         batch_size=args.batch_size,
         history_guidance=args.history_guidance,
         device=args.device,
+        dtype=args.dtype,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from video_diffusion.model.windows import SCHEMES
 from video_diffusion.sampling import (
+    DTYPES,
     OWN_SAMPLER,
     SAMPLERS,
     Clips,
@@ -84,7 +85,19 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=16, help="clips at once; does not change them (default: %(default)s)")
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files (default: %(default)s)")
     add("--fps", type=float, default=8, help="frames a second of the files (default: %(default)s)")
-    add("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device` and `--dtype`, for every command that calls a pipeline."""
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of the network; auto: bfloat16 where it is fast, else float32; a seed's clips differ a little "
+        "(default: %(default)s)",
+    )
 
 
 def add_history_guidance(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +187,7 @@ def check_history_guidance(args: argparse.Namespace) -> None:
 
 def open_model(args: argparse.Namespace) -> "VideoDiffusionPipeline":
     """The pipeline that the arguments name."""
-    return load_pipeline(args.model, args.sampler, args.gamma, args.device)
+    return load_pipeline(args.model, args.sampler, args.gamma, args.device, args.dtype)
 
 
 def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespace) -> Clips:

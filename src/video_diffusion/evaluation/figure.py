@@ -91,7 +91,7 @@ def draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Colour]) -> None:
     for name, line in panel.lines.items():
         values = [np.nan if value is None else value for value in line]
         if len(values) == 1:
-            axes.axhline(values[0], color=unit(colours[name]), linewidth=1.5)
+            axes.axhline(values[0], color=unit(colours[name]), linewidth=2)
             continue
         marker = "o" if len(values) < 50 else None
         axes.plot(range(len(values)), values, color=unit(colours[name]), linewidth=2, marker=marker, markersize=4)

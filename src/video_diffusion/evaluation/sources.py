@@ -17,7 +17,7 @@ from video_diffusion.data.video_io import check_clip, read_video, resize, to_cha
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
 from video_diffusion.model.windows import Window, plan_windows
-from video_diffusion.sampling import frame_size, load_pipeline
+from video_diffusion.sampling import OWN_SAMPLER, frame_size, load_pipeline
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -324,13 +324,14 @@ class FolderSource(Source):
 def open_source(
     model: str,
     *,
-    sampler: str = "ancestral",
+    sampler: str | None = None,
     gamma: float | None = None,
-    steps: int = 50,
+    steps: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
     history_guidance: float = 1.0,
     device: str | None = None,
+    dtype: str = "auto",
 ) -> Source:
     """What a name means: a pipeline with its sampler on its device, or a folder of videos.
 
@@ -338,11 +339,12 @@ def open_source(
         model: an embedded model's name, a folder (of a pipeline or of videos) or a Hub id.
         sampler: as in `sampling.load_pipeline`; so are `gamma` and `device`.
         gamma: see there.
-        steps: as in `PipelineSource`; so are the rest.
+        steps: as in `PipelineSource`, None: those of the model's generation config, else 50; so are the rest.
         seed: see there.
         batch_size: see there.
         history_guidance: see there.
-        device: see `sampling.load_pipeline`.
+        device: see `sampling.load_pipeline`; so is `dtype`.
+        dtype: see there.
 
     Raises:
         ValueError: where there is no such model, or an argument is refused.
@@ -360,12 +362,14 @@ def open_source(
         "revision": folder.name if folder.parent.name == "snapshots" else None,
         "weights": weights_digest(folder),
     }
+    pipeline = load_pipeline(str(folder), sampler, gamma, device, dtype)
+    own = OWN_SAMPLER if gamma is not None else pipeline.generation_config.get("sampler", OWN_SAMPLER)
     return PipelineSource(
-        load_pipeline(str(folder), sampler, gamma, device),
+        pipeline,
         identity,
-        steps=steps,
+        steps=steps or pipeline.generation_config.get("num_inference_steps", 50),
         seed=seed,
-        sampler=sampler,
+        sampler=sampler or own,
         batch_size=batch_size,
         history_guidance=history_guidance,
     )
