@@ -668,7 +668,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
 
         Args:
             config: `PyramidAttentionBroadcastConfig` keeps attention, over space and time alike as its "spatial" kind;
-                `FasterCacheConfig` keeps the negative side of guidance by text, its attention part finds no layer here.
+                `FasterCacheConfig` keeps the negative side of guidance by text, and finds no attention layer here.
 
         Raises:
             ValueError: where `config` would have no effect. Other caches know models that are one row of blocks only.
