@@ -414,7 +414,7 @@ def export_folder(
         ValueError: where `variant` is unknown, a component cannot be saved (see `unwrap`), or `out` is something else
             than a pipeline.
     """
-    from video_diffusion.model.pipeline import VideoDiffusionPipeline, forget_dtypes, unwrap
+    from video_diffusion.model.pipeline import VideoDiffusionPipeline, forget_origin, unwrap
 
     if variant is not None and variant not in HALF:
         raise ValueError(f"`variant` is {variant!r}, expected None or one of {tuple(HALF)}.")
@@ -430,12 +430,11 @@ def export_folder(
         pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
         if variant is not None:
             _save_half(parts, draft, variant, max_shard_size)
-            forget_dtypes(draft)
         for part in (pipeline, *parts.values()):
             _write_code(type(part).__name__, draft, link)
         for folder in extras:
             _keep_other_files(folder, draft)
-        _forget_origin(draft)
+        forget_origin(draft)
         for file in draft.glob("*/*.safetensors"):
             file.chmod(0o644)  # safetensors makes them readable for their owner only
         swap(draft, out)
@@ -487,14 +486,6 @@ def _keep_other_files(source: Path, folder: Path) -> None:
         if not target.exists() and not target.is_symlink():
             target.parent.mkdir(exist_ok=True)
             shutil.copy2(file, target)
-
-
-def _forget_origin(folder: Path) -> None:
-    """Drops from the configs the path that the weights were loaded from: it means nothing to others."""
-    for file in (folder / INDEX, *folder.glob("*/config.json")):
-        config = json.loads(file.read_text())
-        if config.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def swap(draft: Path, out: Path) -> None:

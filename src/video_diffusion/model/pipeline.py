@@ -21,6 +21,7 @@ from diffusers.hooks import HookRegistry
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from einops import rearrange
@@ -34,6 +35,7 @@ from .inputs import (
     check_generation_config,
     check_output,
     encode_tokens,
+    is_clip,
     resolve_call,
     text_length,
 )
@@ -42,6 +44,7 @@ from .windows import Window
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components: a file format, never to change
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
 GENERATION_CONFIG = "generation_config.json"
+ORIGIN = ("_name_or_path", "is_local", "local_files_only")  # keys of configs: where something was loaded from
 CACHES = ("pyramid_attention_broadcast", "faster_cache_denoiser", "faster_cache_block")  # hooks of diffusers
 
 
@@ -245,7 +248,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         else:
             file.unlink(missing_ok=True)
-        forget_dtypes(Path(save_directory))
+        forget_origin(Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads weights, code and card in one commit; options as in `video_diffusion.hub.publish.push_pipeline`.
@@ -256,6 +259,40 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         import video_diffusion.hub.publish as publish
 
         return publish.push_pipeline(self, repo_id, **options)
+
+    @classmethod
+    def load_lora_into_text_encoder(
+        cls,
+        state_dict: dict[str, Tensor],
+        network_alphas: Any,
+        text_encoder: Any,
+        adapter_name: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """As in diffusers for CLIP, whose layers it knows by name; any other text encoder takes peft's own names."""
+        prefix = f"{options.get('prefix') or cls.text_encoder_name}."
+        layers, settings = (
+            {key.removeprefix(prefix): value for key, value in (part or {}).items() if key.startswith(prefix)}
+            for part in (state_dict, metadata)
+        )
+        if is_clip(text_encoder) or not layers:
+            super().load_lora_into_text_encoder(
+                *(state_dict, network_alphas, text_encoder),
+                adapter_name=adapter_name,
+                metadata=metadata,
+                **options,
+            )
+            return
+        import peft
+
+        if not settings:
+            ranks = {key: weights.shape[1] for key, weights in layers.items() if "lora_B" in key}
+            settings = get_peft_kwargs(ranks, None, layers, is_unet=False)
+        adapter = adapter_name or get_adapter_name(text_encoder)
+        text_encoder.load_adapter(
+            adapter_state_dict=layers, peft_config=peft.LoraConfig(**settings), adapter_name=adapter
+        )
 
     # ------------------------------------------------------------------------------------------ pixels, latents, text
     def encode(self, frames: Tensor) -> Tensor:
@@ -346,11 +383,14 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: where a text is longer than the text encoder reads.
         """
         device = self._execution_device if device is None else device
-        self._lora_scale = 1.0 if lora_scale is None else lora_scale
         sides = {"prompt": (prompt, prompt_embeds, clip_skip)}
         if do_classifier_free_guidance:
             sides["negative_prompt"] = (negative_prompt, negative_prompt_embeds, None)
+        if lora_scale is not None:
+            scale_lora_layers(self.text_encoder, lora_scale)
         encoded = [self._encode_side(name, *side, device) for name, side in sides.items()]
+        if lora_scale is not None:
+            unscale_lora_layers(self.text_encoder, lora_scale)
         batch = max((len(states) for states in encoded if states is not None), default=1)
         repeated = [
             None if s is None else s.expand(batch, -1, -1).repeat_interleave(num_videos_per_prompt, dim=0)
@@ -629,10 +669,15 @@ def has_cache(unet: torch.nn.Module) -> bool:
     return any(name in CACHES for module in unet.modules() for name in hook_names(module))
 
 
-def forget_dtypes(folder: Path) -> None:
-    """Drops the dtype from the configs of transformers' models: how weights are read is for the reader to say."""
-    for file in folder.glob("*/config.json"):
+def forget_origin(folder: Path) -> None:
+    """Drops from the configs of a pipeline's folder where the weights came from, and in which dtype they were read.
+
+    A path means nothing to others, and how weights are read is for the reader to say.
+    """
+    configs = [*folder.glob("*/config.json"), *folder.glob("*/tokenizer_config.json")]
+    for file in (folder / VideoDiffusionPipeline.config_name, *configs):
         config = json.loads(file.read_text(encoding="utf-8"))
-        if "transformers_version" in config and ({"dtype", "torch_dtype"} & set(config)):
-            kept = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        dropped = ORIGIN + (("dtype", "torch_dtype") if "transformers_version" in config else ())
+        kept = {key: value for key, value in config.items() if key not in dropped}
+        if kept != config:
             file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
