@@ -2,7 +2,7 @@
 Turns the weights of the reference trial into a pipeline folder: the record of where the released weights came from.
 
     python training/convert_reference.py classic.safetensors OUT --num_frames 20
-    python training/convert_reference.py stochastic.safetensors OUT --num_frames 15
+    python training/convert_reference.py stochastic.safetensors OUT --num_frames 15 --variant stochastic
 
 The file holds the network under `net.` and the BERT that reads captions under `bert.`, in float16. The network is
 written in float16 and loads in float32 where no `dtype` is given; transformers would load a float16 file as float16,
@@ -11,6 +11,7 @@ so the small text encoder is written in float32, with the same values. The trial
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,34 @@ RENAMED = (  # the beginnings of names there and here; the first that fits count
     ("norm_out.", "mid_block.norm_out."),
     ("pos_embed", "mid_block.pos_embed"),
 )
+
+
+ORIGIN = (
+    "The weights were not made by this package's own training loop but by a trial with a loop of its own, on the same "
+    "clips, captions and digits: 580 s on one NVIDIA H200, bf16, {clips}. The network is the same; "
+    "`training/convert_reference.py` renamed the weights, and `training/LOG.md` tells the whole story. The package's "
+    "presets repeat the recipe; they have not been run on a GPU yet."
+)
+CLIPS = {
+    "classic": "418 thousand clips",
+    "stochastic": "418 thousand clips of the classic variant before the cool-down, then 20 thousand stochastic ones",
+}
+RECIPE = {  # of the trial, by the names of this package's arguments
+    "num_digits": 2,
+    "num_frames": 20,
+    "image_size": 64,
+    "num_images": 0,
+    "mask_probabilities": [0.25, 0.45, 0.15, 0.15],
+    "text_encoder": "small-bert",
+    "caption_dropout": 0.15,
+    "weighting": "clipped_v_prediction",
+    "optimizer": "muon",
+    "learning_rate": 0.003,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.998,
+    "mixed_precision": "bf16",
+}
 
 
 def renamed(name: str) -> str:
@@ -136,11 +165,14 @@ def main(words: Iterable[str] | None = None) -> None:
     parser.add_argument("reference", type=Path, help="weights of the trial, .safetensors")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--num_frames", type=int, required=True, help="frames that the pipeline makes by default")
+    parser.add_argument("--variant", choices=CLIPS, default="classic", help="of Moving MNIST that it was trained on")
     parser.add_argument("--base", type=Path, default=BASE, help="pipeline with the tokenizer and the encoder's config")
     parser.add_argument("--link", action="store_true", help="link code files to this package, as in pipelines/")
     args = parser.parse_args(None if words is None else list(words))
     pipeline = convert(args.reference, args.base, args.num_frames)
-    export_folder(pipeline, args.out, max_shard_size="42MB", link=args.link)
+    out = export_folder(pipeline, args.out, max_shard_size="42MB", link=args.link)
+    run = {"origin": ORIGIN.format(clips=CLIPS[args.variant]), "variant": args.variant, **RECIPE}
+    (out / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def test_every_file_that_is_linked_exists(page):
 
 def test_every_picture_has_its_command():
     script = (ROOT / "docs" / "samples" / "make.sh").read_text(encoding="utf-8")
-    made = {name for name, _ in re.findall(r"^make (\S+) (.*)$", script, flags=re.MULTILINE)}
+    made = {"hero", *(name for name, _ in re.findall(r"^make (\S+) (.*)$", script, flags=re.MULTILINE))}
+    assert "python docs/samples/hero.py" in script
     shown = {name for page in PAGES for name in re.findall(r"samples/([\w-]+)\.gif", page.read_text(encoding="utf-8"))}
     assert shown
     assert shown <= made

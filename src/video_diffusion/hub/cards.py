@@ -186,6 +186,7 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
     config, scheduler = (
         read_json(folder / place) for place in ("unet/config.json", "scheduler/scheduler_config.json")
     )
+    generation = read_json(folder / "generation_config.json")
     model_id = repo_id or run.get("hub_model_id") or folder.name
     evaluations, name = read_evaluations(folder), model_id.rpartition("/")[2]
     text = bool((index.get("text_encoder") or [None])[0])
@@ -205,7 +206,10 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
         "half_dtype": half and HALF[half],
         "samples": sorted(folder.glob("samples/*.gif")),
         "model": describe_model(folder, config, scheduler),
+        "origin": run.get("origin"),
         "recipe": describe_recipe(run),
+        "scale": generation.get("guidance_scale", 4.0),
+        "steps": generation.get("num_inference_steps", 50),
         "reports": evaluations,
         "dataset": describe_data(run),
         "mnist": bool(run) and run.get("dataset_name") is None and run.get("digits") is None,

@@ -286,13 +286,12 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             return
         import peft
 
+        config: Any = peft.LoraConfig
         if not settings:
             ranks = {key: weights.shape[1] for key, weights in layers.items() if "lora_B" in key}
             settings = get_peft_kwargs(ranks, None, layers, is_unet=False)
         adapter = adapter_name or get_adapter_name(text_encoder)
-        text_encoder.load_adapter(
-            adapter_state_dict=layers, peft_config=peft.LoraConfig(**settings), adapter_name=adapter
-        )
+        text_encoder.load_adapter(adapter_state_dict=layers, peft_config=config(**settings), adapter_name=adapter)
 
     # ------------------------------------------------------------------------------------------ pixels, latents, text
     def encode(self, frames: Tensor) -> Tensor:
