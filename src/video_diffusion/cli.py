@@ -4,8 +4,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-COMMANDS = ("generate", "dataset", "metrics", "evaluate", "hub", "demo", "export")
+COMMANDS = ("generate", "train", "dataset", "metrics", "evaluate", "hub", "demo", "export")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -13,6 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="video-diffusion", description="Train, sample, measure and publish video diffusion models."
     )
+    parser.add_argument("--version", action="version", version=f"video-diffusion {version('video-diffusion')}")
     subparsers = parser.add_subparsers(required=True, metavar="command")
     for name in COMMANDS:
         importlib.import_module(f"video_diffusion.commands.{name}").register(subparsers)
@@ -28,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 2 where the input was refused (the reason goes to standard error), 130 on Ctrl-C.
     """
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:  # its arguments are the training's own, which are not read here
+        words[1:] = ["--", *words[1:]]
+    args = build_parser().parse_args(words)
     try:
         args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
