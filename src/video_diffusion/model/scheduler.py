@@ -186,12 +186,12 @@ REFUSED_SCHEDULERS = {
 }
 # options of stock schedulers that move their steps to other noise levels, or change these levels
 SPACINGS = {
-    "use_karras_sigmas": "its error with them is too large, or falls too slowly",
-    "use_exponential_sigmas": "its error with them is too large, or falls too slowly",
-    "use_beta_sigmas": "they lie evenly in σ/α, so that nearly all steps are lost in pure noise",
-    "use_lu_lambdas": "its error with them is too large, or falls too slowly",
-    "use_flow_sigmas": "they are those of flow matching, whose forward process is another",
-    "rescale_betas_zero_snr": "`logsnr_min` and `shift` say where the schedule ends",
+    "use_karras_sigmas": "with it this class needs far more than 20 steps",
+    "use_exponential_sigmas": "with it this class needs far more than 20 steps",
+    "use_beta_sigmas": "it places the steps evenly in σ/α, nearly all of them in pure noise",
+    "use_lu_lambdas": "with it this class needs far more than 20 steps",
+    "use_flow_sigmas": "flow matching has another forward process",
+    "rescale_betas_zero_snr": "with ε it divides by zero; `logsnr_min` and `shift` say where the schedule ends",
 }
 
 
@@ -217,7 +217,7 @@ def _stock_refusal(stock: Stock, config: Mapping[str, Any]) -> str | None:
         return f"it cannot sample with `prediction_type` {config['prediction_type']!r}"
     for option, why in SPACINGS.items():
         if config.get(option) and option not in stock.spacings:
-            return f"it cannot sample with `{option}`: {why}"
+            return f"`{option}` is True, expected False: {why}"
     return _clip_refusal(stock, config)
 
 
