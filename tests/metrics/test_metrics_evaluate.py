@@ -165,3 +165,17 @@ def test_each_folder_is_a_metric_space(name):
     assert (folder / card.data.app_file).is_file()
     assert (folder / f"{name}.py").is_file()
     assert "video-diffusion" in (folder / "requirements.txt").read_text()
+
+
+def test_combined_modules_take_single_videos(tmp_path):
+    """`evaluate.combine` hands one video on as `predictions`."""
+    x, y = pair(3)
+    modules = [metrics.load(name, cache_dir=str(tmp_path / name)) for name in ("video_psnr", "video_mse")]
+    combined = evaluate.combine(modules)
+    for prediction, reference in zip(x, y, strict=True):
+        combined.add(prediction=prediction, reference=reference)
+    figures = combined.compute()
+    expected = metrics.load("video_psnr", cache_dir=str(tmp_path / "alone")).compute(predictions=x, references=y)
+    assert figures["psnr"] == pytest.approx(expected["psnr"], rel=1e-9)
+    with pytest.raises(ValueError, match="`prediction` and `predictions` are both given"):
+        modules[0].add(prediction=x[0], predictions=x[0], reference=y[0])

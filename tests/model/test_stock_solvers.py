@@ -8,7 +8,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -118,22 +119,30 @@ def test_clipping_carries_over(solver_class, clipping):
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-3)
 
 
-def test_overrides_win_and_unknown_classes_are_refused():
+def test_overrides_win():
     scheduler = VPContinuousScheduler(prediction_type="v_prediction")
-    stock = scheduler.as_diffusers(DPMSolverMultistepScheduler, solver_order=3, timestep_spacing="leading")
+    stock = scheduler.as_diffusers(DPMSolverMultistepScheduler, solver_order=3, timestep_spacing="leading", shift=2.0)
     assert (stock.config.solver_order, stock.config.timestep_spacing) == (3, "leading")
     assert stock.config.prediction_type == "v_prediction"
-    with pytest.raises(
-        ValueError, match="`scheduler_class` is FlowMatchEulerDiscreteScheduler, expected one that takes"
-    ):
-        scheduler.as_diffusers(FlowMatchEulerDiscreteScheduler)
+    assert stock.config.trained_betas == VPContinuousScheduler(shift=2.0).trained_betas()
+
+
+@pytest.mark.parametrize("name", ["solver_ordre", "trained_betas"])
+def test_an_override_that_is_no_option_is_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` is no option of DDIMScheduler"):
+        VPContinuousScheduler().as_diffusers(DDIMScheduler, **{name: 3})
 
 
 def test_a_clip_that_the_solver_cannot_do_is_refused():
     scheduler = VPContinuousScheduler(clip_sample_range=0.5)
     assert scheduler.as_diffusers(DDIMScheduler).config.clip_sample_range == 0.5
-    with pytest.raises(ValueError, match=r"`clip_sample_range` is 0.5, expected 1"):
+    with pytest.raises(ValueError, match=r"clips x̂ to ±1 only, `clip_sample_range` is 0.5"):
         scheduler.as_diffusers(UniPCMultistepScheduler)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler: it cannot clip"):
+        VPContinuousScheduler().as_diffusers(EulerDiscreteScheduler)
+    assert not VPContinuousScheduler().as_diffusers(EulerDiscreteScheduler, clip_sample=False).config.clip_sample
+    with pytest.raises(ValueError, match="HeunDiscreteScheduler: it has no dynamic thresholding"):
+        VPContinuousScheduler().as_diffusers(HeunDiscreteScheduler, thresholding=True, sample_max_value=2.0)
 
 
 def test_a_stock_solver_saved_and_loaded_keeps_the_schedule(tmp_path):

@@ -12,7 +12,7 @@ def check_video(name: str, video: torch.Tensor | np.ndarray, *, min_frames: int 
 
     Args:
         name: the argument's name, for the error.
-        video: `[N, F, C, H, W]`, floating point, values in [0, 1].
+        video: `[N, F, C, H, W]`, C 1 or 3, floating point, values in [0, 1].
         min_frames: the smallest F allowed.
 
     Returns:
@@ -30,6 +30,8 @@ def check_video(name: str, video: torch.Tensor | np.ndarray, *, min_frames: int 
         raise TypeError(f"`{name}` must hold floats in [0, 1], got {video.dtype}; divide 8-bit pixels by 255 first")
     if video.ndim != 5 or 0 in video.shape:
         raise ValueError(f"`{name}` must be [N, F, C, H, W] with no empty axis, got shape {tuple(video.shape)}")
+    if video.shape[2] not in (1, 3):
+        raise ValueError(f"`{name}` must be [N, F, C, H, W] with 1 or 3 channels C, got shape {tuple(video.shape)}")
     if video.shape[1] < min_frames:
         raise ValueError(f"`{name}` has {video.shape[1]} frames, at least {min_frames} are needed")
     low, high = (bound.item() for bound in torch.aminmax(video.detach()))
@@ -49,8 +51,12 @@ def check_pair(
     Checks two batches that are compared frame by frame; arguments as in `check_video`.
 
     Raises:
+        TypeError: if one of them is no tensor or array, or holds integers.
         ValueError: if the shapes differ or a batch is refused by `check_video`.
     """
+    for name, videos in (("predictions", predictions), ("references", references)):
+        if not isinstance(videos, np.ndarray | torch.Tensor):
+            raise TypeError(f"`{name}` must be a tensor or a numpy array, got {type(videos).__name__}")
     if tuple(predictions.shape) != tuple(references.shape):
         raise ValueError(
             "`predictions` and `references` must have one shape, "

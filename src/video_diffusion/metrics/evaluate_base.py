@@ -39,6 +39,18 @@ def _clips(name: str, videos: Any) -> list[torch.Tensor]:
     return clips
 
 
+def one_video(name: str, video: Any, under_plural: Any) -> list[Any] | None:
+    """A batch of one video, given under one of its two names, or None.
+
+    Raises:
+        ValueError: where both are given.
+    """
+    if video is not None and under_plural is not None:
+        raise ValueError(f"`{name}` and `{name}s` are both given, expected one of them")
+    video = under_plural if video is None else video
+    return None if video is None else [video]
+
+
 def group_by_shape(predictions: Any, references: Any) -> list[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """
     Groups pairs of videos that can be stacked.
@@ -99,11 +111,19 @@ class FrameModule(evaluate.Metric):
         counts = [row.shape[1] for row in ordered]
         evaluate.Metric.add_batch(self, predictions=[row.tolist() for row in ordered], references=counts, **kwargs)
 
-    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Measures one video `[F, C, H, W]`."""
+    def add(
+        self,
+        *,
+        prediction: Any = None,
+        reference: Any = None,
+        predictions: Any = None,
+        references: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measures one video `[F, C, H, W]`; `evaluate.combine` passes it under the names of many."""
         self.add_batch(
-            predictions=None if prediction is None else [prediction],
-            references=None if reference is None else [reference],
+            predictions=one_video("prediction", prediction, predictions),
+            references=one_video("reference", reference, references),
             **kwargs,
         )
 
@@ -138,11 +158,19 @@ class FeatureModule(evaluate.Metric):
         left, right = ([rows[i][side] for i in range(len(rows))] for side in (0, 1))
         evaluate.Metric.add_batch(self, predictions=left, references=right, **kwargs)
 
-    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Runs I3D on one video `[F, C, H, W]` of each side."""
+    def add(
+        self,
+        *,
+        prediction: Any = None,
+        reference: Any = None,
+        predictions: Any = None,
+        references: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Runs I3D on one video `[F, C, H, W]` of each side; `evaluate.combine` passes it under the names of many."""
         self.add_batch(
-            predictions=None if prediction is None else [prediction],
-            references=None if reference is None else [reference],
+            predictions=one_video("prediction", prediction, predictions),
+            references=one_video("reference", reference, references),
             **kwargs,
         )
 

@@ -142,7 +142,9 @@ def ssim(predictions: torch.Tensor, references: torch.Tensor, reduction: Reducti
     predictions, references = check_pair(predictions, references)
     n, f, c, h, w = predictions.shape
     if min(h, w) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels, got {h}×{w}")
+        raise ValueError(
+            f"`predictions` has frames of {h}×{w}, SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels"
+        )
     chunks = []
     pairs = zip(
         predictions.reshape(-1, h, w).split(_FRAMES_PER_CHUNK),
@@ -179,7 +181,9 @@ def ssim_uniform(
     predictions, references = check_pair(predictions, references)
     n, f, c, h, w = predictions.shape
     if min(h, w) < window:
-        raise ValueError(f"SSIM needs frames of at least {window}×{window} pixels, got {h}×{w}")
+        raise ValueError(
+            f"`predictions` has frames of {h}×{w}, SSIM needs frames of at least {window}×{window} pixels"
+        )
     x, y = (_float64(videos).reshape(-1, 1, h, w) for videos in (predictions, references))
     mean = lambda values: torch.nn.functional.avg_pool2d(values, window, stride=1)  # noqa: E731
     unbiased = window**2 / (window**2 - 1)

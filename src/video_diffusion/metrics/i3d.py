@@ -170,6 +170,4 @@ def check_i3d_video(name: str, video: torch.Tensor) -> torch.Tensor:
     video = check_video(name, video)
     if video.shape[1] < MIN_FRAMES:
         raise ValueError(f"`{name}` has {video.shape[1]} frames. {FEW_FRAMES_HINT}")
-    if video.shape[2] not in (1, 3):
-        raise ValueError(f"`{name}` must have 1 or 3 channels, got {video.shape[2]}")
     return video

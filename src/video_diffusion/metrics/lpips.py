@@ -162,8 +162,6 @@ def check_lpips_options(net: str, resize: int | None) -> None:
 
 def check_lpips_frames(video: torch.Tensor, net: str, resize: int | None) -> None:
     """Raises a ValueError unless the frames of `video` `[N, F, C, H, W]` fit the network."""
-    if video.shape[2] not in (1, 3):
-        raise ValueError(f"LPIPS needs frames of 1 or 3 channels, got {video.shape[2]}")
     if resize is None and min(video.shape[-2:]) < MIN_SIZE[net]:
         raise ValueError(
             f"LPIPS with {net!r} needs frames of at least {MIN_SIZE[net]} pixels a side, got "

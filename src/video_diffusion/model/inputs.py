@@ -165,6 +165,7 @@ def resolve_scales(
     some, in one window, and without reconstruction guidance.
     """
     config, has_text = pipeline.generation_config, texts["prompt"] is not None or texts["prompt_embeds"] is not None
+    check_scheduler(pipeline.scheduler)
     check_reconstruction(pipeline, given, windows, reconstruction)
     if guidance is None:
         guidance = config.get("guidance_scale", 1.0) if has_text and can_guide(pipeline, texts) else 1.0
@@ -385,6 +386,18 @@ def check_guidance(pipeline: Any, texts: Mapping[str, Any], scale: Any) -> None:
         raise ValueError(
             f"`guidance_scale` is {scale}, expected 1: there is no text encoder, and not both of `prompt_embeds` and "
             "`negative_prompt_embeds`."
+        )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses a scheduler of diffusers that was made from the config of ours and would sample wrongly with it."""
+    names = scheduler.config.get("_compatible_schedulers")
+    if names is None or hasattr(scheduler, "as_diffusers"):
+        return
+    if not any(base.__name__ in names for base in type(scheduler).__mro__):
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__}, which cannot sample with the config that it was made from: "
+            f"expected one of {', '.join(names)}. `VPContinuousScheduler.as_diffusers` says why."
         )
 
 

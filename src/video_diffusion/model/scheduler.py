@@ -8,15 +8,18 @@ scheduler is a thin layer over them. Coefficients are computed in float64 and ca
 """
 
 import inspect
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.utils import DummyObject
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -123,6 +126,138 @@ def prediction_loss_weight(logsnr: Tensor, weighting: str, prediction_type: str)
     raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {PREDICTION_TYPES}.")
 
 
+# -------------------------------------------------------------------------------------- the schedulers of diffusers
+class Stock(NamedTuple):
+    """What a scheduler of diffusers can do on our schedule, as `python -m benchmarks.schedulers` measures it.
+
+    Args:
+        prediction_types: those with which its error falls to nothing.
+        clips: how it can hold x̂ in a range: its config keys that do so.
+        spacings: its options for the places of the steps that leave it right.
+    """
+
+    prediction_types: tuple[str, ...] = PREDICTION_TYPES
+    clips: tuple[str, ...] = ()
+    spacings: tuple[str, ...] = ()
+
+
+_BOTH = ("clip_sample", "thresholding")
+_NO_X = ("epsilon", "v_prediction")
+_WIDE = ("use_karras_sigmas", "use_exponential_sigmas")
+STOCK_SCHEDULERS = {
+    "CogVideoXDDIMScheduler": Stock(),
+    "DDIMScheduler": Stock(clips=_BOTH),
+    "DDIMParallelScheduler": Stock(clips=_BOTH),
+    "DDPMScheduler": Stock(clips=_BOTH),
+    "DDPMParallelScheduler": Stock(clips=_BOTH),
+    "DEISMultistepScheduler": Stock(clips=("thresholding",), spacings=_WIDE),
+    "DPMSolverMultistepScheduler": Stock(clips=("thresholding",), spacings=(*_WIDE, "use_lu_lambdas")),
+    "DPMSolverSinglestepScheduler": Stock(clips=("thresholding",), spacings=_WIDE),
+    "EulerAncestralDiscreteScheduler": Stock(_NO_X),
+    "EulerDiscreteScheduler": Stock(spacings=_WIDE),
+    "HeunDiscreteScheduler": Stock(clips=("clip_sample",), spacings=_WIDE),
+    "KDPM2AncestralDiscreteScheduler": Stock(_NO_X, spacings=_WIDE),
+    "KDPM2DiscreteScheduler": Stock(_NO_X, spacings=_WIDE),
+    "LMSDiscreteScheduler": Stock(spacings=_WIDE),
+    "PNDMScheduler": Stock(_NO_X),
+    "SASolverScheduler": Stock(clips=("thresholding",)),
+    "UniPCMultistepScheduler": Stock(clips=("thresholding",), spacings=_WIDE),
+}
+REFUSED_SCHEDULERS = {
+    "it goes from data to noise": ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
+    "it is for networks distilled to few calls": (
+        *("CMStochasticIterativeScheduler", "FlowMapEulerDiscreteScheduler", "FlowMatchLCMScheduler"),
+        *("HeliosDMDScheduler", "LCMScheduler", "PiflowScheduler", "SCMScheduler", "TCDScheduler"),
+    ),
+    "it is for flow matching, whose forward process is another": (
+        *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "HeliosScheduler"),
+        *("LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "RFD4ProteinaScheduler"),
+    ),
+    "it has a schedule of its own and takes no other": (
+        *("CosineDPMSolverMultistepScheduler", "DDPMWuerstchenScheduler", "EDMDPMSolverMultistepScheduler"),
+        *("EDMEulerScheduler", "IPNDMScheduler", "KarrasVeScheduler", "ScoreSdeVeScheduler", "UnCLIPScheduler"),
+    ),
+    "it is for tokens": (
+        *("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler"),
+        "VQDiffusionScheduler",
+    ),
+    "its `step` wants more than a pipeline passes": ("CogVideoXDPMScheduler", "RePaintScheduler"),
+    "its noise comes from no generator": ("DPMSolverSDEScheduler",),
+}
+# options of stock schedulers that move their steps to other noise levels, or change these levels
+SPACINGS = {
+    "use_karras_sigmas": "with it this class needs far more than 20 steps",
+    "use_exponential_sigmas": "with it this class needs far more than 20 steps",
+    "use_beta_sigmas": "it places the steps evenly in σ/α, nearly all of them in pure noise",
+    "use_lu_lambdas": "with it this class needs far more than 20 steps",
+    "use_flow_sigmas": "flow matching has another forward process",
+    "rescale_betas_zero_snr": "with ε it divides by zero; `logsnr_min` and `shift` say where the schedule ends",
+}
+
+
+def refusal(scheduler_class: type, config: Mapping[str, Any]) -> str | None:
+    """Why a scheduler of diffusers would sample wrongly, or not at all, on one of our schedules.
+
+    Args:
+        scheduler_class: the class, or one derived from it.
+        config: of a `VPContinuousScheduler`, with options of the class where it has some.
+
+    Returns:
+        the reason, or None where the class is right.
+    """
+    name = next((c.__name__ for c in scheduler_class.__mro__ if c.__name__ in STOCK_SCHEDULERS), None)
+    if name is None:
+        found = (why for why, names in REFUSED_SCHEDULERS.items() if scheduler_class.__name__ in names)
+        return next(found, "it is none of those that were measured on this schedule")
+    return _stock_refusal(STOCK_SCHEDULERS[name], config)
+
+
+def _stock_refusal(stock: Stock, config: Mapping[str, Any]) -> str | None:
+    if config["prediction_type"] not in stock.prediction_types:
+        return f"it cannot sample with `prediction_type` {config['prediction_type']!r}"
+    for option, why in SPACINGS.items():
+        if config.get(option) and option not in stock.spacings:
+            return f"`{option}` is True, expected False: {why}"
+    return _clip_refusal(stock, config)
+
+
+def _clip_refusal(stock: Stock, config: Mapping[str, Any]) -> str | None:
+    """Why a scheduler cannot hold x̂ where the config says, or None."""
+    if config["thresholding"] and config["sample_max_value"] > 1:
+        return None if "thresholding" in stock.clips else "it has no dynamic thresholding"
+    if not config["clip_sample"] or "clip_sample" in stock.clips:
+        return None
+    if not stock.clips:
+        return "it cannot clip x̂, which `clip_sample` promises; with `clip_sample=False` it samples unclipped"
+    if config["clip_sample_range"] != 1:
+        return f"it clips x̂ to ±1 only, `clip_sample_range` is {config['clip_sample_range']}"
+    return None
+
+
+# config keys that follow from the others, for the schedulers of diffusers and for the pipeline
+DERIVED = ("trained_betas", "timestep_spacing", "snr_shift_scale", "skip_prk_steps", "_compatible_schedulers")
+
+
+class _Origin(str):
+    """The class name in a config that is about to be used by another class; it has the last word on that.
+
+    `from_config` of a scheduler of diffusers compares this name with its own. No other code of ours runs while it
+    builds itself, so this comparison is where a class that would sample wrongly is refused.
+    """
+
+    config: Mapping[str, Any]
+
+    def __ne__(self, other: object) -> bool:
+        scheduler_class = getattr(diffusers, other, None) if isinstance(other, str) else None
+        if isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin):
+            reason = refusal(scheduler_class, self.config)
+            if reason is not None:
+                raise ValueError(f"{other} cannot take over from {self!s}: {reason}. See `as_diffusers`.")
+        return str.__ne__(self, other)
+
+    __hash__ = str.__hash__
+
+
 @dataclass
 class VPContinuousSchedulerOutput(SchedulerOutput):
     """Output of a step.
@@ -153,16 +288,21 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         gamma: 0 (posterior variance) to 1 (forward variance), equation (7).
         clip_sample: whether x̂ is clipped to ±`clip_sample_range` before it is used.
         clip_sample_range: see `clip_sample`.
-        thresholding: dynamic thresholding (Saharia et al. 2022) in place of the clip.
+        thresholding: dynamic thresholding (Saharia et al. 2022) in place of the clip. With a `sample_max_value` of 1
+            it is the clip to ±1, and that clip stands in the config in this form, which more schedulers know.
         dynamic_thresholding_ratio: its quantile, per clip.
         sample_max_value: its upper bound.
         num_train_timesteps: the value of `timestep` at t = 1: the scale, not a number of levels.
 
+    The config also holds, derived from these, what a scheduler of diffusers needs to follow the same schedule:
+    `DPMSolverMultistepScheduler.from_config(scheduler.config)` does, and its config leads back here. A class that
+    would sample wrongly raises a ValueError there. docs/schedulers.md lists them all.
+
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or two contradict each other.
     """
 
-    _compatibles: list[Any] = []  # noqa: RUF012  diffusers' hook: stock schedulers come from `as_diffusers`
+    _compatibles = list(STOCK_SCHEDULERS)  # noqa: RUF012  a hook of diffusers
     order = 1
     init_noise_sigma = 1.0
 
@@ -198,6 +338,16 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`dynamic_thresholding_ratio` is {dynamic_thresholding_ratio}, expected (0, 1].")
         if sample_max_value < 1:
             raise ValueError(f"`sample_max_value` is {sample_max_value}, expected at least 1.")
+        clips_to_1 = clip_sample and clip_sample_range == 1
+        if thresholding and sample_max_value == 1 and not clips_to_1:
+            raise ValueError(
+                f"`thresholding` is True with `sample_max_value` 1, which is the clip to ±1, but `clip_sample` is "
+                f"{clip_sample} and `clip_sample_range` is {clip_sample_range}: expected `thresholding=False`."
+            )
+        if clips_to_1 and not thresholding:
+            self.register_to_config(thresholding=True, sample_max_value=1.0)
+        super().register_to_config(**self._stock_config(), _use_default_values=[])
+        self._mark_origin()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.linspace(1, 0, num_train_timesteps + 1)[:-1] * num_train_timesteps
         self._times = torch.linspace(1, 0, num_train_timesteps + 1, dtype=torch.float64)
@@ -388,7 +538,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         return alpha.to(sample) * sample - sigma.to(sample) * model_output
 
     def _clip(self, x: Tensor) -> Tensor:
-        if self.config.thresholding:
+        if self.config.thresholding and self.config.sample_max_value > 1:
             bound = _quantile(x.flatten(1).abs().float(), self.config.dynamic_thresholding_ratio)
             bound = bound.clamp(1, self.config.sample_max_value).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
             return torch.maximum(torch.minimum(x, bound), -bound) / bound
@@ -406,9 +556,38 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
             )
         return self._times[index], self._times[index + 1]
 
-    # ------------------------------------------------------------------------------------------- stock solvers
+    # ------------------------------------------------------------------------- config, and schedulers of diffusers
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Keeps values in the config, as diffusers does; what is derived from others is not taken from outside."""
+        super().register_to_config(**{key: value for key, value in kwargs.items() if key not in DERIVED})
+        self._mark_origin()
+
+    def _mark_origin(self) -> None:
+        origin = _Origin(type(self).__name__)
+        super().register_to_config(_class_name=origin)
+        origin.config = self.config
+
+    @property
+    def compatibles(self) -> list[Any]:
+        """The schedulers of diffusers that sample as this config says, each by its `from_config`."""
+        found = (c for c in self._get_compatibles() if not isinstance(c, DummyObject))
+        return sorted((c for c in found if refusal(c, self.config) is None), key=lambda c: c.__name__)
+
+    def to_json_string(self) -> str:
+        """The config as JSON, each list on one line."""
+        config = {
+            key: value for key, value in self.config.items() if key not in ("_use_default_values", "_ignore_files")
+        }
+        config |= {"_class_name": type(self).__name__, "_diffusers_version": diffusers.__version__}
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(config.items()))
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self).__init__).parameters
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self.config.items() if n in names)})"
+
     def trained_betas(self, num_levels: int = 1000) -> list[float]:
-        """The discrete β_i = 1 − ᾱ_i/ᾱ_{i−1}, ᾱ_i = α²(i/N), of this schedule at N levels.
+        """The discrete β_i = 1 − ᾱ_i/ᾱ_{i−1}, ᾱ_i = α²(i/N), of this schedule at N levels, in float32.
 
         Level i is t = i/N, so with N = 1000 a stock scheduler's integer timestep means what it means here and goes to
         the network unchanged. 1 − ᾱ_i is at least (i + 1)·2⁻²³: stock schedulers keep ᾱ in float32, and two levels
@@ -417,44 +596,50 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         level = torch.arange(num_levels, dtype=torch.float64)
         highest = -torch.logit((level + 1) * 2.0**-23)
         log_alpha_bar = F.logsigmoid(torch.minimum(self.logsnr(level / num_levels), highest))
-        steps = log_alpha_bar.diff(prepend=torch.zeros(1, dtype=torch.float64))
-        return (-torch.expm1(steps)).tolist()
+        betas = -torch.expm1(log_alpha_bar.diff(prepend=torch.zeros(1, dtype=torch.float64)))
+        return [float(str(beta)) for beta in betas.float().numpy()]  # the shortest decimals of these float32
+
+    def _stock_config(self) -> dict[str, Any]:
+        """The config keys of stock schedulers that follow from ours."""
+        config = self.config
+        fitting = [name for name, stock in STOCK_SCHEDULERS.items() if _stock_refusal(stock, config) is None]
+        return {
+            "trained_betas": self.trained_betas(config.num_train_timesteps),
+            "timestep_spacing": "trailing",  # the first step starts at the highest level
+            "snr_shift_scale": 1.0,  # CogVideoX would shift the schedule
+            "skip_prk_steps": True,  # PNDM's first steps leave the range of its betas
+            "_compatible_schedulers": fitting,  # the pipeline looks whether its scheduler is one of these
+        }
 
     def as_diffusers(self, scheduler_class: type[SchedulerMixin], **overrides: Any) -> Any:
         """A stock variance-preserving scheduler of diffusers (DDIM, DPM++ 2M, UniPC, DDPM, …) on this schedule.
 
+        As `scheduler_class.from_config(self.config, **overrides)`, but checks the overrides too.
+
         Args:
-            scheduler_class: a class whose constructor takes `trained_betas`.
-            overrides: config keys of that class that shall differ from the ones derived here.
+            scheduler_class: a class of diffusers, or one derived from it.
+            overrides: config keys, of that class or of this one, that shall differ from the ones here.
+                `clip_sample=False` lets a class without clipping sample unclipped.
 
         Raises:
-            ValueError: if the class takes no `trained_betas`, or cannot clip as this scheduler does.
+            ValueError: if the class would sample wrongly, with the reason, or has no such key.
         """
+        name, keys = scheduler_class.__name__, inspect.signature(type(self).__init__).parameters
+        own = {key: value for key, value in overrides.items() if key in keys}
+        if {"clip_sample", "clip_sample_range"} & own.keys():
+            own.setdefault("thresholding", False)  # which may stand here for the clip that is to change
+        config = dict(type(self).from_config(self.config, **own).config) | overrides
+        reason = refusal(scheduler_class, config)
+        if reason is not None:
+            raise ValueError(f"`scheduler_class` is {name}: {reason}.")
         accepted = inspect.signature(scheduler_class.__init__).parameters
-        if "trained_betas" not in accepted:
-            raise ValueError(
-                f"`scheduler_class` is {scheduler_class.__name__}, expected one that takes `trained_betas`."
-            )
-        levels = self.config.num_train_timesteps
-        own = {
-            "num_train_timesteps": levels,
-            "trained_betas": self.trained_betas(levels),
-            "prediction_type": self.config.prediction_type,
-            "timestep_spacing": "trailing",
-            "clip_sample": self.config.clip_sample,
-            "clip_sample_range": self.config.clip_sample_range,
-            "thresholding": self.config.thresholding,
-            "dynamic_thresholding_ratio": self.config.dynamic_thresholding_ratio,
-            "sample_max_value": self.config.sample_max_value,
-        }
-        if self.config.clip_sample and not self.config.thresholding and "clip_sample" not in accepted:
-            if self.config.clip_sample_range != 1:
-                raise ValueError(
-                    f"`clip_sample_range` is {self.config.clip_sample_range}, expected 1: the only plain clip that "
-                    f"{scheduler_class.__name__} can do."
-                )
-            own |= {"thresholding": True, "sample_max_value": 1.0}  # a bound clamped to [1, 1] is the plain clip
-        return scheduler_class(**{key: value for key, value in own.items() if key in accepted} | overrides)
+        unknown = [key for key in overrides if key not in own and (key not in accepted or key == "trained_betas")]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no option of {name} on this schedule.")
+        made: Any = scheduler_class(**{key: value for key, value in config.items() if key in accepted})
+        kept = {key for key in config if not key.startswith("_")} - accepted.keys() | {"_compatible_schedulers"}
+        made.register_to_config(**{key: config[key] for key in kept})
+        return made
 
 
 def _check_shape(name: str, value: Tensor, sample: Tensor) -> None:
