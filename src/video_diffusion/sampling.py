@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from video_diffusion.data.frames import Video
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 OWN_SAMPLER = "ancestral"
@@ -43,19 +44,20 @@ def ends(length: int, at_start: int, at_end: int) -> list[int]:
     return [*range(at_start), *range(length - at_end, length)]
 
 
-def file_task(clip: Clips, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
-    """The task of one clip `[F, H, W, C]`: its frames at the start and at the end are given, at the model's size."""
-    from video_diffusion.data.video_io import resize
+def file_task(video: "Video", at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
+    """The task of one video: its frames at the start and at the end are given, at the model's size.
 
-    if len(clip) < at_start + at_end:
-        raise ValueError(f"`VIDEO_FILE` has {len(clip)} frames, expected the {at_start + at_end} given ones at least.")
-    if clip.shape[1:3] != (height, width):
-        print(f"Resized the given frames from {clip.shape[2]}×{clip.shape[1]} to {width}×{height}, the model's size.")
-        clip = resize(clip, height, width)
+    No more of it is read than the given frames, and the whole clip where the video has the frames for it.
+    """
+    length = video.num_frames
+    if length < at_start + at_end:
+        raise ValueError(f"`VIDEO_FILE` has {length} frames, expected the {at_start + at_end} given ones at least.")
+    if (video.height, video.width) != (height, width):
+        print(f"Resized the given frames from {video.width}×{video.height} to {width}×{height}, the model's size.")
+    whole = length == num_frames or (length > num_frames and not at_end)
+    clip = video.read(range(num_frames) if whole else ends(length, at_start, at_end), (height, width))
     given = clip[ends(len(clip), at_start, at_end)]
-    whole = clip if at_end else clip[:num_frames]
-    truth = whole[None] if len(whole) == num_frames else None
-    return Task(ends(num_frames, at_start, at_end), num_frames, given[None], truth)
+    return Task(ends(num_frames, at_start, at_end), num_frames, given[None], clip[None] if whole else None)
 
 
 def dataset_task(count: int, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:

@@ -9,7 +9,8 @@ from PIL import Image
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.commands import generate
 from video_diffusion.data import MovingMNIST
-from video_diffusion.data.video_io import FRAME_COLOUR, read_video, resize, write_gif
+from video_diffusion.data.reading import read_video
+from video_diffusion.data.video_io import FRAME_COLOUR, resize, write_gif
 
 SIZE, FRAMES = 32, 4
 

@@ -3,10 +3,10 @@ import pytest
 from PIL import Image
 
 from video_diffusion.data import video_io
+from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import (
     contact_sheet,
     drop_equal_channels,
-    read_video,
     resize,
     tile,
     to_channels,
@@ -177,12 +177,12 @@ def test_what_is_no_video_is_refused_with_the_name_of_the_file(tmp_path):
         (tmp_path / f"cut.{name}").write_bytes(data[: len(data) // 3])
     messages = {
         "range.npy": r"runs from 3 to 3, expected floats in \[0, 1\]",
-        "shape.npy": r"shape \(4, 4, 1\)|shape \(4, 4\), expected \[F, H, W, C\]",
+        "shape.npy": r"shape \(4, 4\), expected \[F, H, W\], \[F, H, W, C\]",
         "type.npy": "int32, expected an array of uint8",
-        "objects.npy": "not a readable npy file",
-        "text.gif": "is not a video: expected a GIF, an MP4, an npy array or a folder",
+        "objects.npy": "has object of shape",
+        "text.gif": "is not a video: expected a GIF, an MP4, WebM, MOV or AVI, an npy array or a folder",
         "empty.mp4": "is not a video",
-        "folder": "holds no .png files",
+        "folder": "holds no pictures",
         "cut.gif": "broken or truncated",
         "cut.mp4": "broken or truncated",
     }

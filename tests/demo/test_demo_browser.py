@@ -15,7 +15,8 @@ from PIL import Image
 from demo_server import serving
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import MovingMNIST
-from video_diffusion.data.video_io import read_video, resize, write_gif, write_mp4
+from video_diffusion.data.reading import read_video
+from video_diffusion.data.video_io import resize, write_gif, write_mp4
 from video_diffusion.demo.studio import Studio
 from video_diffusion.hub.folder import resolve_model
 

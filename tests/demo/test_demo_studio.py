@@ -12,7 +12,8 @@ from PIL import Image
 
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.data import MovingMNIST
-from video_diffusion.data.video_io import read_video, resize
+from video_diffusion.data.reading import read_video
+from video_diffusion.data.video_io import resize
 from video_diffusion.demo import studio as studio_module
 from video_diffusion.demo.limits import Limits, Settings, check_settings, whole, words
 from video_diffusion.demo.studio import Studio, Task

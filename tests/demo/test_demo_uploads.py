@@ -149,7 +149,7 @@ def test_a_png_that_claims_a_huge_size_is_refused_unpacked(tmp_path):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000)))
     (tmp_path / "bomb.png").write_bytes(data + chunk(b"IEND", b""))
-    refuse(tmp_path / "bomb.png", "bomb.png (is a broken|has 60000×60000 pixels)")
+    refuse(tmp_path / "bomb.png", "bomb.png is too large")
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**6, 10**6), (20, 60, 61), (-5, -32, 32)])
@@ -158,7 +158,7 @@ def test_an_array_whose_header_claims_more_than_the_file_holds_is_refused(tmp_pa
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.write(bytes(5 * 32 * 32))
-    refuse(tmp_path / "claim.npy", "claim.npy (is truncated|is not a readable|has shape)")
+    refuse(tmp_path / "claim.npy", "claim.npy (is truncated|has uint8 of shape)")
 
 
 def test_an_array_of_objects_is_never_unpickled(tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data.video_io import write_gif, write_mp4
@@ -130,12 +131,16 @@ def write_folder(folder, clips, kind):
             write_gif(clip, file, scale=4)
         elif kind == "mp4":
             write_mp4(clip, file, scale=4)
+        elif kind == "pictures":
+            for number, frame in enumerate(clip):
+                (folder / f"clip-{i}").mkdir(exist_ok=True)
+                Image.fromarray(frame[..., 0]).save(folder / f"clip-{i}" / f"{number}.PNG")
     if kind == "npz":
         np.savez(folder / "a.npz", clips[:7, ..., 0])
         np.savez(folder / "b.npz", clips[7:].astype(np.float32) / 255)
 
 
-@pytest.mark.parametrize("kind", ["npy", "gif", "mp4", "npz"])
+@pytest.mark.parametrize("kind", ["npy", "gif", "mp4", "npz", "pictures"])
 @pytest.mark.parametrize("start", [0, 5])
 def test_a_folder_gives_the_clips_of_its_files_in_the_order_of_their_numbers(tmp_path, kind, start):
     truth = PAPER.truth(range(11), 64)
@@ -213,8 +218,8 @@ def test_folders_that_cannot_be_read_as_videos_are_refused(tmp_path):
     ("arrays", "reason"),
     [
         ({"a": np.zeros(3), "b": np.zeros(3)}, r"holds the arrays \['a', 'b'\], expected one"),
-        ({"a": np.zeros((3, 64))}, r"array of shape \(3, 64\), expected \[N, F, H, W\]"),
-        ({"a": np.full((1, 5, 64, 64), 1.5)}, r"x.npz: `video` runs from 1.5 to 1.5, expected floats in \[0, 1\]"),
+        ({"a": np.zeros((3, 64))}, r"has shape \(3, 64\), expected \[N, F, H, W\]"),
+        ({"a": np.full((1, 5, 64, 64), 1.5)}, r"x.npz runs from 1.5 to 1.5, expected floats in \[0, 1\]"),
         ({"a": np.zeros((1, 5, 64, 64), np.int64)}, "int64, expected an array of uint8"),
         (None, "x.npz is not a readable npz file"),
     ],

@@ -12,7 +12,8 @@ from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.data import MovingMNIST, write_parquet
-from video_diffusion.data.video_io import read_video, resize, tile
+from video_diffusion.data.reading import read_video
+from video_diffusion.data.video_io import resize, tile
 from video_diffusion.hub import transfer
 from video_diffusion.hub.folder import export_folder
 from video_diffusion.hub.publish import pull_pipeline, push_dataset, push_pipeline

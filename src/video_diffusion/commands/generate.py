@@ -132,7 +132,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
 
 def run_conditional(args: argparse.Namespace, name: str, at_end: int) -> None:
     """Makes a clip from its first `--given` frames and its last `at_end`."""
-    from video_diffusion.data.video_io import read_video
+    from video_diffusion.data.reading import open_video
 
     start = time.perf_counter()
     check_arguments(args)
@@ -140,13 +140,13 @@ def run_conditional(args: argparse.Namespace, name: str, at_end: int) -> None:
         raise ValueError(
             f"`--given` is {args.given}, expected at least 1, given frames fewer than all {args.num_frames}."
         )
-    clip = None if args.video_file is None else read_video(args.video_file)
+    video = None if args.video_file is None else open_video(args.video_file)
     pipeline = open_model(args)
     height, width = frame_size(pipeline)
-    if clip is None:
+    if video is None:
         task = dataset_task(args.from_dataset, args.given, at_end, args.num_frames, height, width)
     else:
-        task = file_task(clip, args.given, at_end, args.num_frames, height, width)
+        task = file_task(video, args.given, at_end, args.num_frames, height, width)
     task = to_model(task, pipeline.pixel_channels, args.num_videos or 1)
     write(make(pipeline, task, args), task, args, name, start)
 

@@ -1,4 +1,4 @@
-"""Videos in files: GIF, MP4, npy and PNG folders in; GIF, MP4 and contact sheets out.
+"""Clips in memory, and their way into files: GIF, MP4 and contact sheets.
 
 In memory a clip is uint8 `[F, H, W, C]`, C = 1 (grey) or 3 (RGB).
 """
@@ -14,7 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 from einops import rearrange, repeat
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 Clip = NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
@@ -22,6 +22,7 @@ PathLike = str | os.PathLike[str]
 FRAME_COLOUR = (255, 140, 0)  # the frame around a given frame
 SHEET_COLOUR = (24, 24, 27)
 TEXT_COLOUR = (212, 212, 216)
+FRAME_DURATION = "milliseconds a frame: "  # noted in a GIF
 
 
 # ------------------------------------------------------------------------------------------------------ pure functions
@@ -52,11 +53,17 @@ def to_channels(video: Clip, channels: int) -> Clip:
 
 
 def resize(video: Clip, height: int, width: int) -> Clip:
-    """The clip at another size: the mean of each box, which undoes `upscale` exactly."""
+    """The clip at another size.
+
+    Where the old height and width are whole multiples of the new ones, the mean of each box, which undoes `upscale`
+    exactly; else bilinear, over all pixels that a new one covers.
+    """
     if check_clip(video).shape[1:3] == (height, width):
         return video
+    whole = video.shape[1] % height == 0 and video.shape[2] % width == 0
+    method = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
     frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in video]
-    resized = [np.asarray(frame.resize((width, height), Image.Resampling.BOX)) for frame in frames]
+    resized = [np.asarray(frame.resize((width, height), method)) for frame in frames]
     return np.stack(resized).reshape(len(video), height, width, video.shape[-1])
 
 
@@ -65,83 +72,6 @@ def upscale(video: Clip, factor: int) -> Clip:
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
         raise ValueError(f"`scale` is {factor!r}, expected an integer of at least 1.")
     return repeat(check_clip(video), "f h w c -> f (h i) (w j) c", i=factor, j=factor)
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-def read_video(path: PathLike) -> Clip:
-    """Reads a clip; what the file is shows its content, not its name.
-
-    Args:
-        path: a GIF (a frame as often as it is shown) or another image, an MP4 or what else ffmpeg reads, an npy array
-            `[F, H, W]` or `[F, H, W, C]` (uint8, or floats in [0, 1]), or a folder of PNG files, one a frame in the
-            order of names.
-
-    Returns:
-        uint8 `[F, H, W, C]`; C = 1 where the clip is grey.
-
-    Raises:
-        OSError: where there is no such file.
-        ValueError: where it holds no video, naming the file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    with path.open("rb") as file:
-        head = file.read(12)
-    if head.startswith(b"\x93NUMPY"):
-        return _read_npy(path)
-    read = _read_ffmpeg if head[4:8] == b"ftyp" or head.startswith((b"\x1aE\xdf\xa3", b"RIFF")) else _read_image
-    return drop_equal_channels(read(path))
-
-
-def _read_folder(folder: Path) -> Clip:
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise ValueError(f"{folder} holds no .png files, expected one for each frame.")
-    frames = [_read_image(file)[0] for file in files]
-    sizes = sorted({frame.shape[:2] for frame in frames})
-    if len(sizes) > 1:
-        raise ValueError(f"{folder} holds frames of sizes {sizes}, expected one size for all.")
-    return drop_equal_channels(np.stack(frames))
-
-
-def _read_npy(path: Path) -> Clip:
-    try:
-        video = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable npy file: {error}") from error
-    if video.ndim == 3:
-        video = video[..., None]
-    if video.dtype.kind == "f" and video.size:
-        if not (video.min() >= 0 and video.max() <= 1):
-            raise ValueError(f"{path} runs from {video.min():g} to {video.max():g}, expected floats in [0, 1].")
-        video = np.rint(video * 255).astype(np.uint8)
-    return check_clip(video, str(path))
-
-
-def _read_image(path: Path) -> Clip:
-    try:
-        with Image.open(path) as image:
-            shown = [(f.info.get("duration") or 100, f.convert("RGB")) for f in ImageSequence.Iterator(image)]
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{path} is not a video: expected a GIF, an MP4, an npy array or a folder of PNGs."
-        ) from error
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{path} is a broken or truncated image: {error}") from error
-    shortest = min(milliseconds for milliseconds, _ in shown)  # GIF writers merge equal frames into one long one
-    repeats = [round(milliseconds / shortest) for milliseconds, _ in shown]
-    return np.repeat(np.stack([np.asarray(frame) for _, frame in shown]), repeats, axis=0)
-
-
-def _read_ffmpeg(path: Path) -> Clip:
-    try:
-        video = iio.imread(path, plugin="FFMPEG", extension=".mp4")  # whatever the name: ffmpeg looks at the content
-    except ImportError as error:
-        raise ImportError(f"{path} needs ffmpeg: pip install imageio-ffmpeg") from error
-    except (OSError, RuntimeError, IndexError, ValueError, StopIteration) as error:
-        raise ValueError(f"{path} is a broken or truncated video: {error}") from error
-    return check_clip(np.asarray(video), str(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -172,15 +102,19 @@ def write_gif(video: Clip, path: PathLike, fps: float = 8, scale: int = 4) -> No
     Args:
         video: uint8 `[F, H, W, C]`.
         path: the file; it appears whole or not at all.
-        fps: frames a second (a GIF keeps times in hundredths of a second).
+        fps: frames a second. A GIF keeps times in hundredths of a second, and equal neighbours as one frame that is
+            shown for longer; the duration of one frame is noted in it, so that `read_video` gives back every frame.
         scale: each pixel becomes a block of this many pixels along an edge.
     """
     _check_fps(fps)
     frames = [Image.fromarray(f.squeeze(-1) if f.shape[-1] == 1 else f) for f in upscale(video, scale)]
+    duration = 10 * max(1, round(100 / fps))
+    options: dict[str, Any] = {"duration": duration, "loop": 0, "comment": f"{FRAME_DURATION}{duration}"}
+    if (video == video[:1]).all():  # Pillow would keep the time of the first frame alone
+        options["duration"] = duration * len(frames)
+        frames = frames[:1]
     with atomic_path(path) as draft:
-        frames[0].save(
-            draft, format="GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0
-        )
+        frames[0].save(draft, format="GIF", save_all=True, append_images=frames[1:], **options)
 
 
 def write_mp4(video: Clip, path: PathLike, fps: float = 8, scale: int = 4) -> None:

@@ -1,25 +1,22 @@
 """Uploaded videos: told by their content, and measured before they are unpacked, so that a small file stays small."""
 
-import math
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from video_diffusion.data.video_io import Clip, drop_equal_channels, read_video, resize, to_channels
+from video_diffusion.data.frames import ReadLimits, natural_order
+from video_diffusion.data.reading import read_video
+from video_diffusion.data.video_io import Clip, resize, to_channels
 from video_diffusion.demo.limits import Limits
 
 KINDS = "a GIF, an MP4, an npy array or PNG frames"
-NUMPY = b"\x93NUMPY"
-MAGIC = {b"GIF87a": "gif", b"GIF89a": "gif", b"\x89PNG\r\n\x1a\n": "png", NUMPY: "npy"}
+MAGIC = {b"GIF87a": "gif", b"GIF89a": "gif", b"\x89PNG\r\n\x1a\n": "png", b"\x93NUMPY": "npy"}
 BRANDS = (b"isom", b"iso", b"mp4", b"avc1", b"M4V", b"qt  ", b"dash")  # how the content of an MP4 says what it is
 
 
 def read_upload(files: str | Sequence[str] | None, limits: Limits) -> Clip:
-    """Reads an upload: one video, or several images in the order of their names, one frame each.
+    """Reads an upload: one video, or several images in natural order of their names, one frame each.
 
     Args:
         files: where the server put them.
@@ -41,10 +38,11 @@ def read_upload(files: str | Sequence[str] | None, limits: Limits) -> Clip:
     if size > limits.upload_bytes:
         raise ValueError(f"The upload has {size / 2**20:.1f} MiB, expected at most {limits.upload_bytes / 2**20:g}.")
     clips = []
-    for path in sorted(paths, key=lambda path: path.name):
+    for path in sorted(paths, key=natural_order):
         clip = read_one(path, limits, alone=len(paths) == 1)
         clips.append(clip)
-        _check_size(path.name, sum(map(len, clips)), clip.shape[1], clip.shape[2], limits)
+        read_limits(limits).check_count(path.name, sum(map(len, clips)))
+        read_limits(limits).check_clip(path.name, sum(map(len, clips)), *clip.shape[1:3])
     shapes = sorted({clip.shape[1:3] for clip in clips})
     if len(shapes) > 1:
         raise ValueError(f"The upload has frames of sizes {shapes}, expected one size for all.")
@@ -64,10 +62,7 @@ def read_one(path: Path, limits: Limits, alone: bool) -> Clip:
         kind = kind_of(path)
         if not alone and kind != "png":
             raise ValueError(f"{path.name} is no PNG: expected one video, or several PNG images.")
-        if kind == "mp4":
-            return _read_mp4(path, limits)
-        (_measure_npy if kind == "npy" else _measure_image)(path, limits)
-        return read_video(path)
+        return read_video(path, limits=read_limits(limits))
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from error
     except Exception as error:  # what decoders raise for files made to break them is no closed list
@@ -86,79 +81,9 @@ def kind_of(path: Path) -> str:
     raise ValueError(f"{path.name} is not a video that the demo takes: expected {KINDS}.")
 
 
-def _check_size(name: str, frames: int, height: int, width: int, limits: Limits) -> None:
-    """Refuses a video of too many frames or pixels. Raises ValueError."""
-    if frames > limits.upload_frames:
-        raise ValueError(f"{name} has more than {limits.upload_frames} frames, expected at most as many.")
-    if max(height, width) > limits.upload_edge:
-        raise ValueError(f"{name} has {width}×{height} pixels, expected at most {limits.upload_edge} along an edge.")
-    if frames * height * width > limits.upload_pixels:
-        raise ValueError(
-            f"{name} has {frames} frames of {width}×{height} pixels, expected at most {limits.upload_pixels} pixels "
-            "in all."
-        )
-
-
-def _measure_image(path: Path, limits: Limits) -> None:
-    """Refuses a GIF or PNG beyond the limits, frame by frame, with as many repeats as its times ask for."""
-    durations: list[float] = []
-    try:
-        with Image.open(path, formats=("GIF", "PNG")) as image:
-            _check_size(path.name, 1, image.height, image.width, limits)
-            for frame in ImageSequence.Iterator(image):
-                durations.append(frame.info.get("duration") or 100)
-                shown = round(sum(durations) / min(durations))
-                _check_size(path.name, max(shown, len(durations)), frame.height, frame.width, limits)
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path.name} is a broken or truncated image.") from error
-
-
-def _measure_npy(path: Path, limits: Limits) -> None:
-    """Refuses an array of objects, of more than the file holds, or beyond the limits. Raises ValueError."""
-    with path.open("rb") as file:
-        try:
-            shape, dtype = _read_header(file)
-        except Exception as error:  # numpy reads the header with Python's own tokenizer
-            raise ValueError(f"{path.name} is not a readable npy file.") from error
-        if dtype.hasobject or dtype.kind not in "uf" or len(shape) not in (3, 4):
-            raise ValueError(
-                f"{path.name} has {dtype} of shape {shape}, expected uint8 or floats, [F, H, W] or [F, H, W, C]."
-            )
-        rest = path.stat().st_size - file.tell()
-    if math.prod(shape) * dtype.itemsize != rest:
-        raise ValueError(f"{path.name} is truncated: {rest} bytes of data for the shape {shape} of {dtype}.")
-    _check_size(path.name, shape[0], shape[1], shape[2], limits)
-
-
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an npy file, which is then read up to its data."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version}")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
-
-
-def _read_mp4(path: Path, limits: Limits) -> Clip:
-    """Reads an MP4 frame by frame and stops at the limits; ffmpeg may read this file only, and as an MP4 only."""
-    from imageio_ffmpeg import read_frames
-
-    only = ["-protocol_whitelist", "file", "-f", "mov"]
-    stop = ["-frames:v", str(limits.upload_frames + 1)]
-    frames: list[Clip] = []
-    try:
-        with closing(read_frames(path, input_params=only, output_params=stop)) as video:
-            width, height = next(video)["size"]
-            _check_size(path.name, 1, height, width, limits)
-            for data in video:
-                frames.append(np.frombuffer(data, np.uint8).reshape(height, width, 3))
-                _check_size(path.name, len(frames), height, width, limits)
-    except (OSError, RuntimeError, KeyError, StopIteration) as error:
-        raise ValueError(f"{path.name} is a broken or truncated video.") from error
-    if not frames:
-        raise ValueError(f"{path.name} holds no frames.")
-    return drop_equal_channels(np.stack(frames))
+def read_limits(limits: Limits) -> ReadLimits:
+    """What the reader refuses of an upload."""
+    return ReadLimits(limits.upload_frames, limits.upload_edge, limits.upload_pixels, limits.upload_pixels)
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing

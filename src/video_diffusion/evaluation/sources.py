@@ -1,7 +1,6 @@
 """What is scored: the interface, and a pipeline that predicts, in windows where a clip is longer than its training."""
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,7 +12,12 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
-from video_diffusion.data.video_io import check_clip, read_video, resize, to_channels, to_uint8
+from video_diffusion.data.arrays import ArrayVideo, axes_of, open_array
+from video_diffusion.data.folders import VIDEO_ENDINGS, list_picture_folders
+from video_diffusion.data.frames import natural_order
+from video_diffusion.data.pictures import list_pictures
+from video_diffusion.data.reading import read_video
+from video_diffusion.data.video_io import resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
 from video_diffusion.model.windows import Window, plan_windows
@@ -187,21 +191,23 @@ class PipelineSource(Source):
 
 
 # ------------------------------------------------------------------------------------------------- a folder of videos
-VIDEO_ENDINGS = (".npy", ".npz", ".gif", ".mp4")
-
-
-def natural_order(path: Path) -> list[tuple[int, str]]:
-    """Sorts "clip-2" before "clip-10"."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-
 def list_videos(folder: Path) -> list[Path]:
-    """The video files of a folder, in natural order. Raises a ValueError where they are of several kinds."""
+    """The videos of a folder, files or folders of pictures, in natural order.
+
+    Raises:
+        ValueError: where the files are of several kinds.
+    """
     files = [file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in VIDEO_ENDINGS]
+    files = [file for file in files if not file.name.startswith(".")]
     kinds = sorted({file.suffix.lower() for file in files})
     if len(kinds) > 1:
         raise ValueError(f"`--model` is the folder {folder} with {' and '.join(kinds)} files, expected one kind.")
-    return sorted((file for file in files if not file.name.startswith(".")), key=natural_order)
+    return sorted(files, key=natural_order) or list_picture_folders(folder)
+
+
+def files_of(video: Path) -> list[Path]:
+    """The files that a video is made of."""
+    return list_pictures(video) if video.is_dir() else [video]
 
 
 @lru_cache(maxsize=4)
@@ -209,33 +215,18 @@ def read_clips(path: Path) -> list[Clips]:
     """The clips of one file, uint8 `[F, H, W, C]`: one, or as many as an npz array has. Raises ValueError, OSError."""
     if path.suffix.lower() != ".npz":
         return [read_video(path)]
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except Exception as error:  # zipfile, zlib and numpy each have errors of their own for a damaged file
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise ValueError(f"{path} is not a readable npz file: {error}") from error
-    if len(arrays) != 1:
-        raise ValueError(f"{path} holds the arrays {sorted(arrays)}, expected one [N, F, H, W] or [N, F, H, W, C].")
-    videos = next(iter(arrays.values()))
-    if videos.ndim not in (4, 5) or not videos.size:
-        raise ValueError(f"{path} holds an array of shape {videos.shape}, expected [N, F, H, W] or [N, F, H, W, C].")
-    videos = videos[..., None] if videos.ndim == 4 else videos
-    try:
-        videos = to_uint8(videos) if videos.dtype.kind == "f" else videos
-        return [check_clip(video, str(path)) for video in videos]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    array = open_array(path)
+    axes = axes_of(array.shape, str(path), "NFHW" if array.ndim == 4 else None, ("NFHW", "NFHWC", "NFCHW"))
+    return [ArrayVideo(clip, str(path), axes.removeprefix("N")).read() for clip in array]
 
 
 class FolderSource(Source):
     """A folder of videos: one file a clip, in the order of the numbers in their names.
 
-    The i-th file (npy, GIF or MP4; or the i-th row of the arrays in npz files) is the i-th clip of the protocol. It
-    holds the predicted frames only, or all frames; given frames are then taken from the truth. Several predictions of
-    each clip: one subfolder each. Frames are 64×64 or a whole multiple, which is averaged down; uint8, or floats in
-    [0, 1] in arrays.
+    The i-th file (a container such as MP4, a GIF, an npy; or the i-th row of the arrays in npz files), or the i-th
+    subfolder with a picture for each frame, is the i-th clip of the protocol. It holds the predicted frames only, or
+    all frames; given frames are then taken from the truth. Several predictions of each clip: one subfolder each.
+    Frames are 64×64 or a whole multiple, which is averaged down; uint8, or floats in [0, 1] in arrays.
 
     Args:
         folder: where they are.
@@ -261,10 +252,10 @@ class FolderSource(Source):
                 f"{folder} has subfolders with {[len(rows) for rows in self.rows]} videos, expected equal."
             )
         digest = hashlib.sha256()
-        for file in (file for files in found for file in files):
+        for file in (file for videos in found for video in videos for file in files_of(video)):
             digest.update(f"{file.relative_to(folder)}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
         self.identity = {"kind": "videos", "name": str(folder), "revision": None, "sha256": digest.hexdigest()}
-        self.settings = {"files": found[0][0].suffix.lower()}
+        self.settings = {"files": files_of(found[0][0])[0].suffix.lower()}
 
     @staticmethod
     def _count(file: Path) -> int:
