@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from denoisers import tiny_denoiser
 from stand_ins import AbsoluteError, some_pixels
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler, cli, evaluation
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler, cli, evaluation
 from video_diffusion.commands import evaluate
 from video_diffusion.evaluation import PROTOCOLS
 from video_diffusion.evaluation.run import read_clips
@@ -29,20 +29,8 @@ def stand_ins(monkeypatch):
 
 
 def save_model(folder, in_channels=3):
-    torch.manual_seed(0)
-    unet = VideoUNet3DConditionModel(
-        sample_size=SIZE,
-        num_frames=10,
-        in_channels=in_channels,
-        out_channels=1,
-        patch_size=8,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    )
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    config = {"sample_size": SIZE, "num_frames": 10, "in_channels": in_channels, "patch_size": 8}
+    unet = tiny_denoiser(block_out_channels=(8,), **config)
     VideoDiffusionPipeline(unet, VPContinuousScheduler(prediction_type="v_prediction")).save_pretrained(folder)
     return str(folder)
 

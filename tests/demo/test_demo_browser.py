@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from demo_server import serving
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import SMALLEST, tiny_denoiser
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, write_gif, write_mp4
@@ -247,9 +248,7 @@ def test_text_is_followed_by_a_model_that_reads_and_refused_by_one_that_does_not
     reader.press("Make it")
     assert len(reader.clip("10 frames, 2 steps")) == 10
 
-    config = {"sample_size": 32, "num_frames": 4, "in_channels": 3, "out_channels": 1, "patch_size": 4}
-    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    unet = VideoUNet3DConditionModel(**config).eval()
+    unet = tiny_denoiser(**SMALLEST | {"sample_size": 32, "patch_size": 4})
     with serving(Studio(VideoDiffusionPipeline(unet, VPContinuousScheduler()))) as other:
         visitor = visit(other).open("Text")
         visitor.panel.get_by_text("This model has no text encoder").wait_for()

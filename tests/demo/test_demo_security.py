@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from demo_server import as_file, call, request, serving, upload
+from denoisers import SMALLEST, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.data.video_io import write_gif
@@ -25,12 +26,8 @@ QUICK = ("dpm++", 1, 0.3, 0, 1, 0)  # sampler, steps, γ, guidance, history guid
 
 @pytest.fixture(scope="module")
 def studio():
-    from video_diffusion import VideoUNet3DConditionModel
-
-    config = {"sample_size": SIZE, "num_frames": FRAMES, "in_channels": 3, "out_channels": 1, "patch_size": 4}
-    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    pipeline = VideoDiffusionPipeline(VideoUNet3DConditionModel(**config).eval(), VPContinuousScheduler())
-    return Studio(pipeline, LIMITS)
+    unet = tiny_denoiser(**SMALLEST | {"sample_size": SIZE, "num_frames": FRAMES, "patch_size": 4})
+    return Studio(VideoDiffusionPipeline(unet, VPContinuousScheduler()), LIMITS)
 
 
 @pytest.fixture(scope="module")

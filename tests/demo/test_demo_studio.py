@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from denoisers import tiny_text
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.reading import read_video
@@ -35,11 +36,10 @@ def studio(pipeline):
 
 
 @pytest.fixture
-def text_studio(make_denoiser, tmp_path):
-    from demo_server import tiny_text
-
-    unet = make_denoiser(cross_attention_dim=16, num_frames=FRAMES)
-    return Studio(VideoDiffusionPipeline(unet, VPContinuousScheduler(), **tiny_text(tmp_path)))
+def text_studio(make_denoiser):
+    unet = make_denoiser(cross_attention_dim=8, num_frames=FRAMES)
+    text = tiny_text(["moving", "digit", "left"], length=16)
+    return Studio(VideoDiffusionPipeline(unet, VPContinuousScheduler(), **text))
 
 
 def ignore(done):

@@ -18,16 +18,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from denoisers import randomised
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 
 WORDS = ["[PAD]", "[START]", "[END]", "[UNK]", "one", "two", "left", "right"]
 LENGTH, WIDTH = 8, 8
-
-
-def randomised(model):
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
 
 
 @pytest.fixture

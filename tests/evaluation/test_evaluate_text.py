@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler, cli
+from denoisers import tiny_denoiser, tiny_text
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler, cli
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.captions import TEMPLATES, VOCABULARY, Caption, Fact, max_words
 from video_diffusion.evaluation.text import COLUMNS, QUESTIONS, TextRun, TextSource, answers, neighbours, shares
@@ -75,35 +75,11 @@ def test_shares_count_only_the_prompts_that_ask():
 # --------------------------------------------------------------------------------------------------------- the command
 def save_model(folder, text):
     """A random model; with text one whose encoder knows the words of the captions."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    torch.manual_seed(0)
-    components = {}
-    if text:
-        folder.mkdir()
-        words = folder / "vocab.txt"
-        words.write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY)))
-        length = max_words(2) + 2
-        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-        config = BertConfig(vocab_size=len(VOCABULARY) + 5, max_position_embeddings=length, **sizes)
-        tokenizer = BertTokenizerFast(str(words), model_max_length=length)
-        components = {"text_encoder": BertModel(config).eval(), "tokenizer": tokenizer}
-    unet = VideoUNet3DConditionModel(
-        sample_size=SIZE,
-        num_frames=4,
-        in_channels=3,
-        out_channels=1,
-        patch_size=8,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-        cross_attention_dim=8 if text else None,
-    )
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    parts = tiny_text(VOCABULARY, length=max_words(2) + 2) if text else {}
+    config = {"sample_size": SIZE, "in_channels": 3, "patch_size": 8, "cross_attention_dim": 8 if text else None}
+    unet = tiny_denoiser(block_out_channels=(8,), **config)
     scheduler = VPContinuousScheduler(prediction_type="v_prediction")
-    VideoDiffusionPipeline(unet, scheduler, **components).save_pretrained(folder)
+    VideoDiffusionPipeline(unet, scheduler, **parts).save_pretrained(folder)
     return str(folder)
 
 

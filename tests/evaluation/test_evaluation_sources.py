@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import tiny_denoiser
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.data.video_io import write_gif, write_mp4
 from video_diffusion.evaluation import PROTOCOLS, FolderSource, PipelineSource
 
@@ -11,20 +11,8 @@ PAPER, UNCONDITIONAL = PROTOCOLS["paper"], PROTOCOLS["unconditional"]
 
 
 def make_pipeline(num_frames=10, in_channels=3, size=32):
-    torch.manual_seed(0)
-    unet = VideoUNet3DConditionModel(
-        sample_size=size,
-        num_frames=num_frames,
-        in_channels=in_channels,
-        out_channels=1,
-        patch_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    )
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    config = {"sample_size": size, "num_frames": num_frames, "in_channels": in_channels, "patch_size": 8}
+    unet = tiny_denoiser(block_out_channels=(8, 8), **config)
     return VideoDiffusionPipeline(unet, VPContinuousScheduler(prediction_type="v_prediction"))
 
 

@@ -6,11 +6,11 @@ import re
 import shutil
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import SMALLEST, tiny_denoiser
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.evaluation.report import markdown, results
 from video_diffusion.hub.cards import build_card, count_parameters, write_card
@@ -21,11 +21,8 @@ RUN |= {"learning_rate": 0.0008, "mask_probabilities": [0.3, 0.4, 0.15, 0.15], "
 
 
 def make_pipeline(in_channels=3):
-    torch.manual_seed(0)
-    config = {"sample_size": 8, "num_frames": 4, "in_channels": in_channels, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
     scheduler = VPContinuousScheduler(gamma=0.7, prediction_type="v_prediction")
-    return VideoDiffusionPipeline(VideoUNet3DConditionModel(**config).eval(), scheduler)
+    return VideoDiffusionPipeline(tiny_denoiser(**SMALLEST | {"in_channels": in_channels}), scheduler)
 
 
 def make_report(**changes):

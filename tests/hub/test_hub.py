@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import SMALLEST, tiny_denoiser
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.hub.folder import check_index, export_folder, refuse_pickles
 
 FULL = "diffusion_pytorch_model.safetensors"
@@ -13,10 +14,7 @@ FULL = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def pipeline():
-    torch.manual_seed(0)
-    config = {"sample_size": 8, "num_frames": 4, "in_channels": 3, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    return VideoDiffusionPipeline(VideoUNet3DConditionModel(**config).eval(), VPContinuousScheduler())
+    return VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler())
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from denoisers import SMALLEST, tiny_denoiser
 from loopback_hub import LoopbackHub
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.data import MovingMNIST, write_parquet
 from video_diffusion.data.reading import read_video
@@ -26,13 +27,7 @@ FULL, HALF = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch
 
 @pytest.fixture(scope="module")
 def pipeline():
-    torch.manual_seed(0)
-    config = {"sample_size": 8, "num_frames": 4, "in_channels": 3, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    unet = VideoUNet3DConditionModel(**config).eval()
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return VideoDiffusionPipeline(unet, VPContinuousScheduler(gamma=0.7))
+    return VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler(gamma=0.7))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from denoisers import SMALLEST, tiny_denoiser
 from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.data import MovingMNIST, write_parquet
@@ -141,15 +142,7 @@ def read(folder):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    from video_diffusion import VideoUNet3DConditionModel
-
-    torch.manual_seed(0)
-    config = {"sample_size": 8, "num_frames": 4, "in_channels": 3, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    unet = VideoUNet3DConditionModel(**config).eval()
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return VideoDiffusionPipeline(unet, VPContinuousScheduler(gamma=0.5))
+    return VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler(gamma=0.5))
 
 
 def test_a_private_pipeline_loads_with_and_without_the_package_online_and_offline_to_the_same_bits(pipeline, tmp_path):

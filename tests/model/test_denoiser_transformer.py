@@ -1,6 +1,8 @@
 """The transformer in the middle of `VideoUNet3DConditionModel`: against plain algebra, its names, its bad input."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,21 +18,8 @@ from video_diffusion.model.denoiser import (
     rotate,
 )
 
-REFERENCE = {  # the network of the embedded checkpoints
-    "sample_size": 64,
-    "num_frames": 20,
-    "in_channels": 3,
-    "out_channels": 1,
-    "patch_size": 4,
-    "block_out_channels": (128, 384),
-    "layers_per_block": (2, 0),
-    "attention_head_dim": 64,
-    "cross_attention_dim": 128,
-    "temporal_shift": 0.25,
-    "spatial_attention": False,
-    "temporal_attention": False,
-    "transformer_layers": 8,
-}
+EMBEDDED = json.loads((Path(__file__).parents[2] / "pipelines/moving-mnist/unet/config.json").read_text())
+REFERENCE = {key: value for key, value in EMBEDDED.items() if not key.startswith("_")}
 SMALL = REFERENCE | {
     "block_out_channels": (16, 32),
     "attention_head_dim": 16,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import tiny_denoiser
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.model.guidance import Conditions, network, reconstruction
 from video_diffusion.model.scheduler import alpha_sigma
 
@@ -17,13 +18,7 @@ COVARIANCE = STD**2 * RHO ** (torch.arange(FRAMES)[:, None] - torch.arange(FRAME
 
 
 def make_unet(**changes):
-    torch.manual_seed(0)
-    config = {"sample_size": 16, "num_frames": FRAMES, "in_channels": 1, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (16, 16), "norm_num_groups": 4, "attention_head_dim": 8}
-    unet = VideoUNet3DConditionModel(**config | changes)
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return unet.eval()
+    return tiny_denoiser(**{"num_frames": FRAMES, "block_out_channels": (16, 16)} | changes)
 
 
 def make_pipeline(unet=None, **scheduler):

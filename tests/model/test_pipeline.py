@@ -11,33 +11,14 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import randomised, tiny_denoiser, tiny_text
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 
 STEPS = 3
 
 
-def randomised(model, seed=0):
-    """Zero-initialised outputs would hide errors: all weights become random."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 def own_unet(**changes):
-    torch.manual_seed(0)
-    config = {
-        "sample_size": 16,
-        "num_frames": 6,
-        "in_channels": 3,
-        "out_channels": 1,
-        "patch_size": 2,
-        "block_out_channels": (16, 16),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 8,
-    }
-    return randomised(VideoUNet3DConditionModel(**config | changes))
+    return tiny_denoiser(**{"num_frames": 6, "in_channels": 3, "block_out_channels": (16, 16)} | changes)
 
 
 def stock_unet(**changes):
@@ -303,16 +284,10 @@ def test_a_vae_encodes_given_frames_and_decodes_frame_by_frame():
 
 
 @pytest.fixture(scope="module")
-def text_pipeline(tmp_path_factory):
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "left", "right"]
-    vocabulary = tmp_path_factory.mktemp("words") / "vocab.txt"
-    vocabulary.write_text("\n".join(words))
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    encoder = randomised(BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **sizes)))
-    unet = own_unet(cross_attention_dim=8)
-    return make_pipeline(unet, text_encoder=encoder, tokenizer=BertTokenizerFast(str(vocabulary)))
+def text_pipeline():
+    text = tiny_text(["one", "two", "left", "right"])
+    randomised(text["text_encoder"])
+    return make_pipeline(own_unet(cross_attention_dim=8), **text)
 
 
 def test_text_changes_the_clip_and_guidance_extrapolates_between_two_prompts(text_pipeline):

@@ -6,14 +6,13 @@ import torch
 from diffusers import UNet3DConditionModel
 from PIL import Image
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import tiny_denoiser, tiny_text
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.model.inputs import count_clips, read_frames
 
 
 def own_unet(**changes):
-    config = {"sample_size": 16, "num_frames": 6, "in_channels": 3, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (16, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    return VideoUNet3DConditionModel(**config | changes).eval()
+    return tiny_denoiser(**{"num_frames": 6, "in_channels": 3, "block_out_channels": (16, 16)} | changes)
 
 
 def make_pipeline(unet, **components):
@@ -38,16 +37,8 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def text_pipeline(tmp_path_factory):
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "left", "right"]
-    vocabulary = tmp_path_factory.mktemp("words") / "vocab.txt"
-    vocabulary.write_text("\n".join(words))
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    encoder = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **sizes))
-    unet = own_unet(cross_attention_dim=8)
-    return make_pipeline(unet, text_encoder=encoder, tokenizer=BertTokenizerFast(str(vocabulary)))
+def text_pipeline():
+    return make_pipeline(own_unet(cross_attention_dim=8), **tiny_text(["one", "two", "left", "right"]))
 
 
 @pytest.mark.parametrize("as_type", ["pil", "numpy", "uint8", "list"])

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet3DConditionModel
 
 import video_diffusion
+from denoisers import SMALLEST, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.hub.folder import SIBLINGS, export_folder, resolve_model
 
@@ -22,21 +23,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def pipeline():
-    torch.manual_seed(0)
-    unet = VideoUNet3DConditionModel(
-        sample_size=8,
-        num_frames=4,
-        in_channels=3,
-        out_channels=1,
-        patch_size=2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    ).eval()
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return VideoDiffusionPipeline(unet, VPContinuousScheduler(gamma=0.7, schedule="linear"))
+    return VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler(gamma=0.7, schedule="linear"))
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from denoisers import tiny_denoiser
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.model.windows import SCHEMES, plan_windows
 
 SIZES = [(10, 5), (10, 1), (10, 9), (6, 2), (5, 3), (2, 1)]
@@ -140,13 +141,7 @@ class Motion:
 
 
 def make_unet(**changes):
-    torch.manual_seed(0)
-    config = {"sample_size": 16, "num_frames": LENGTH, "in_channels": 3, "out_channels": 1, "patch_size": 2}
-    config |= {"block_out_channels": (16, 16), "norm_num_groups": 4, "attention_head_dim": 8}
-    unet = VideoUNet3DConditionModel(**config | changes)
-    for parameter in unet.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return unet.eval()
+    return tiny_denoiser(**{"num_frames": LENGTH, "in_channels": 3, "block_out_channels": (16, 16)} | changes)
 
 
 def make_pipeline(unet, **scheduler):

@@ -85,14 +85,3 @@ def upload(url, name, data):
 def as_file(path, name="clip.gif"):
     """A file of the server's as a call names it."""
     return [{"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}]
-
-
-def tiny_text(folder):
-    """A text encoder and its tokenizer of five words, as arguments of the pipeline."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    vocabulary = Path(folder) / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "moving", "digit", "left"]))
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    encoder = BertModel(BertConfig(vocab_size=8, max_position_embeddings=16, **size)).eval()
-    return {"text_encoder": encoder, "tokenizer": BertTokenizerFast(str(vocabulary))}

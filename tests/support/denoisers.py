@@ -1,7 +1,20 @@
-"""Changes to the tiny denoiser of `make_denoiser` that give it the other kind of middle, and both as a parameter."""
+"""Tiny networks for tests: a denoiser, what gives it the other kind of middle, and a text encoder."""
 
 import pytest
+import torch
 
+TINY = {
+    "sample_size": 16,
+    "num_frames": 4,
+    "in_channels": 1,
+    "out_channels": 1,
+    "patch_size": 2,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+SMALLEST = {"sample_size": 8, "in_channels": 3, "block_out_channels": (8, 8)}  # changes for tests of files
 TRANSFORMER = {
     "block_out_channels": (16, 32),
     "layers_per_block": (1, 0),
@@ -12,3 +25,29 @@ TRANSFORMER = {
     "transformer_layers": 4,
 }
 MIDDLES = pytest.mark.parametrize("middle", [{}, TRANSFORMER], ids=["block", "transformer"])
+
+
+def randomised(model):
+    """The model with noise on all weights: those that start at zero would hide errors."""
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def tiny_denoiser(seed=0, **changes):
+    """A denoiser on 16×16 pixels with random weights; `changes` go to its config."""
+    from video_diffusion import VideoUNet3DConditionModel
+
+    torch.manual_seed(seed)
+    return randomised(VideoUNet3DConditionModel(**TINY | changes))
+
+
+def tiny_text(words, length=8, width=8):
+    """A text encoder of one layer and its tokenizer of some words, as arguments of the pipeline."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    sizes = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": width}
+    torch.manual_seed(0)
+    encoder = BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=length, **sizes)).eval()
+    return {"text_encoder": encoder, "tokenizer": BertTokenizer(vocab=vocabulary, model_max_length=length)}
