@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import imageio.v3 as iio
@@ -108,7 +109,7 @@ def _read_folder(folder: Path) -> Clip:
 def _read_npy(path: Path) -> Clip:
     try:
         video = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable npy file: {error}") from error
     if video.ndim == 3:
         video = video[..., None]
@@ -127,7 +128,7 @@ def _read_image(path: Path) -> Clip:
         raise ValueError(
             f"{path} is not a video: expected a GIF, an MP4, an npy array or a folder of PNGs."
         ) from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is a broken or truncated image: {error}") from error
     shortest = min(milliseconds for milliseconds, _ in shown)  # GIF writers merge equal frames into one long one
     repeats = [round(milliseconds / shortest) for milliseconds, _ in shown]
