@@ -1,6 +1,7 @@
 """What commands, demo, evaluation and benchmarks share: samplers by name, tasks, a pipeline on its device."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ SAMPLERS = {  # the stock solvers of diffusers, beside our own
     "unipc": "UniPCMultistepScheduler",
 }
 Clips = NDArray[np.uint8]
+TEST_CLIPS = 10000  # the clips of Moving MNIST that can be picked by their number
+USUAL_FRAMES = 10  # of a clip, where a network does not say what it was trained on
 
 
 @dataclass
@@ -53,23 +56,27 @@ def file_task(video: "Video", at_start: int, at_end: int, num_frames: int, heigh
     if length < at_start + at_end:
         raise ValueError(f"`VIDEO_FILE` has {length} frames, expected the {at_start + at_end} given ones at least.")
     if (video.height, video.width) != (height, width):
-        print(f"Resized the given frames from {video.width}×{video.height} to {width}×{height}, the model's size.")
+        sizes = f"{video.width}×{video.height} to {width}×{height}"
+        print(f"Resized the given frames from {sizes}, the model's size.", file=sys.stderr)
     whole = length == num_frames or (length > num_frames and not at_end)
     clip = video.read(range(num_frames) if whole else ends(length, at_start, at_end), (height, width))
     given = clip[ends(len(clip), at_start, at_end)]
     return Task(ends(num_frames, at_start, at_end), num_frames, given[None], clip[None] if whole else None)
 
 
-def dataset_task(count: int, at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
-    """The task of the first `count` test clips of Moving MNIST."""
+def dataset_task(indices: Sequence[int], at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
+    """The task of test clips of Moving MNIST, by their numbers, 0 to `TEST_CLIPS` − 1."""
     from video_diffusion.data import MovingMNIST
 
-    if count < 1:
-        raise ValueError(f"`--from-dataset` is {count}, expected at least 1 clip.")
+    for index in indices:
+        if not 0 <= index < TEST_CLIPS:
+            raise ValueError(
+                f"`--from-dataset` is {index}, expected the number of a test clip, 0 to {TEST_CLIPS - 1}."
+            )
     if height != width:
         raise ValueError(f"`--from-dataset` makes square frames, expected a file: the model's are {width}×{height}.")
     dataset = MovingMNIST(split="test", num_frames=num_frames, image_size=height, seed=0)
-    truth = dataset.batch(np.arange(count))[..., None]
+    truth = dataset.batch(np.array(indices))[..., None]
     places = ends(num_frames, at_start, at_end)
     return Task(places, num_frames, truth[:, places], truth)
 
@@ -110,11 +117,13 @@ def load_pipeline(
     """
     import torch
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from video_diffusion import VideoDiffusionPipeline
     from video_diffusion.hub.folder import resolve_model
 
     logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     pipeline = VideoDiffusionPipeline.from_pretrained(resolve_model(model))
     pipeline.scheduler = choose_sampler(pipeline.scheduler, sampler or default_sampler(pipeline, gamma), gamma)
     device = device or fastest_device()
@@ -173,6 +182,17 @@ def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
     return scheduler.as_diffusers(getattr(diffusers, solver))
 
 
+def sampler_name(pipeline: "VideoDiffusionPipeline") -> str:
+    """The name that `SAMPLERS` has for a pipeline's scheduler; ancestral for its own, whatever that is."""
+    solver = type(pipeline.scheduler).__name__
+    return next((name for name, stock in SAMPLERS.items() if stock == solver), OWN_SAMPLER)
+
+
+def trained_frames(pipeline: "VideoDiffusionPipeline") -> int:
+    """The number of frames that a model was trained on."""
+    return int(pipeline.unet.config.get("num_frames") or USUAL_FRAMES)
+
+
 def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:
     """The model's height and width in pixels."""
     from video_diffusion.model.inputs import resolve_shape
@@ -181,7 +201,12 @@ def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:
 
 
 def sample(
-    pipeline: "VideoDiffusionPipeline", task: Task, seeds: Sequence[int], batch_size: int = 16, **options: Any
+    pipeline: "VideoDiffusionPipeline",
+    task: Task,
+    seeds: Sequence[int],
+    batch_size: int = 16,
+    bar: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Clips:
     """The clips of a task.
 
@@ -190,6 +215,7 @@ def sample(
         task: what is asked of it.
         seeds: one a clip; clip i comes from its own, whatever the batch.
         batch_size: clips at once.
+        bar: arguments of tqdm for the progress bar.
         options: further arguments of the pipeline's call.
 
     Returns:
@@ -205,7 +231,8 @@ def sample(
         given: dict[str, Any] = {"num_videos_per_prompt": len(batch)}
         if task.given is not None:
             given = {"video": task.given[first : first + len(batch)], "frame_indices": task.places}
-        pipeline.set_progress_bar_config(desc=f"clips {first + 1} to {first + len(batch)} of {len(seeds)}")
+        title = f"clips {first + 1} to {first + len(batch)} of {len(seeds)}"
+        pipeline.set_progress_bar_config(desc=title, **(bar or {}))
         output: Any = pipeline(
             num_frames=task.num_frames,
             generator=[torch.Generator().manual_seed(seed) for seed in batch],

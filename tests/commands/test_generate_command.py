@@ -1,5 +1,7 @@
 import argparse
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from video_diffusion.cli import main
 from video_diffusion.commands import generate
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.reading import read_video
@@ -43,7 +46,18 @@ def command(model, tmp_path):
     def run(*words, out="samples"):
         parser = argparse.ArgumentParser()
         generate.register(parser.add_subparsers(required=True))
-        common = ["--model", model, "--num-frames", str(FRAMES), "--steps", "2", "--device", "cpu"]
+        common = [
+            "--model",
+            model,
+            "--num-frames",
+            str(FRAMES),
+            "--steps",
+            "2",
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+        ]
         args = parser.parse_args([words[0], *common, "--out", str(tmp_path / out), *words[1:]])
         args.run(args)
         return tmp_path / out
@@ -97,7 +111,7 @@ def test_a_prompt_reaches_the_model_with_its_guidance(command, reader):
 def test_a_prompt_is_read_in_every_window_and_beside_given_frames(command, reader):
     words = ("--model", reader, "--prompt", "the digit 3", "--num-frames", "7")
     assert len(frames_of(command("generate", *words, "--num-videos", "1"), "generate-00.gif")) == 7
-    predict = ("--from-dataset", "2", "--given", "2", "--model", reader)
+    predict = ("--from-dataset", "0", "1", "--given", "2", "--model", reader)
     said, silent = (
         frames_of(command("predict", *predict, *prompt, out=name), "predict-01.gif").astype(int)
         for name, prompt in (("said", ("--prompt", "the digit 3")), ("silent", ()))
@@ -133,7 +147,9 @@ def test_generate_writes_a_gif_and_an_mp4_for_each_clip_one_sheet_and_a_closing_
     assert not (sheet == FRAME_COLOUR).all(axis=-1).any()
     output = capsys.readouterr()
     assert output.out.startswith(f"3 clips of 4 frames in {out} (generate-*.gif, *.mp4)")
-    assert output.out.rstrip().endswith(" s.")
+    assert re.search(
+        r" [\d.]+ s\.\nNext: video-diffusion predict \S+/generate-00\.gif .*--num-videos 4\n$", output.out
+    )
     assert "clips 1 to 3 of 3: 100%" in output.err
 
 
@@ -153,6 +169,21 @@ def test_the_batch_size_does_not_change_the_clips(command):
         assert np.abs(difference).max() <= 1
 
 
+def test_frames_sampler_and_steps_are_the_models_own_where_nothing_is_asked(model, tmp_path, capsys):
+    config = Path(model) / "generation_config.json"
+    config.write_text('{"sampler": "unipc", "num_inference_steps": 3}')
+    try:
+        words = ["--model", model, "--num-videos", "1", "--out", str(tmp_path), "--device", "cpu", "--json"]
+        assert main(["generate", *words]) == 0
+        facts = json.loads(capsys.readouterr().out)
+    finally:
+        config.unlink()
+    assert (facts["num_frames"], facts["sampler"], facts["steps"]) == (FRAMES, "unipc", 3)
+    assert read_video(facts["clips"][0]["gif"]).shape == (FRAMES, 256, 256, 1)
+    assert Path(facts["sheet"]).is_file()
+    assert facts["next"].startswith("video-diffusion predict ")
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
 def test_each_sampler_and_gamma_makes_clips_of_its_own(command, sampler):
     plain = command("generate", "--num-videos", "1", out="plain")
@@ -164,9 +195,9 @@ def test_each_sampler_and_gamma_makes_clips_of_its_own(command, sampler):
 
 
 # ------------------------------------------------------------------------------------------------------- given frames
-def test_predict_keeps_the_first_frames_of_the_test_set(command):
-    out = command("predict", "--from-dataset", "2", "--given", "2")
-    truth = MovingMNIST(split="test", num_frames=FRAMES, image_size=SIZE, seed=0).batch([0, 1])[..., None]
+def test_predict_keeps_the_first_frames_of_the_test_clips_of_these_numbers(command):
+    out = command("predict", "--from-dataset", "7", "3", "--given", "2")
+    truth = MovingMNIST(split="test", num_frames=FRAMES, image_size=SIZE, seed=0).batch([7, 3])[..., None]
     for i in range(2):
         clip = frames_of(out, f"predict-{i:02d}.gif")
         assert np.array_equal(clip[:2], truth[i, :2])
@@ -178,8 +209,8 @@ def test_predict_keeps_the_first_frames_of_the_test_set(command):
 
 
 def test_interpolate_keeps_both_ends(command):
-    out = command("interpolate", "--from-dataset", "1")
-    truth = MovingMNIST(split="test", num_frames=FRAMES, image_size=SIZE, seed=0).batch([0])[0][..., None]
+    out = command("interpolate", "--from-dataset", "5")
+    truth = MovingMNIST(split="test", num_frames=FRAMES, image_size=SIZE, seed=0).batch([5])[0][..., None]
     clip = frames_of(out, "interpolate-00.gif")
     assert np.array_equal(clip[[0, -1]], truth[[0, -1]])
     assert not np.array_equal(clip[1:-1], truth[1:-1])
@@ -200,7 +231,7 @@ def test_frames_beyond_the_trained_length_are_what_the_pipeline_makes_in_windows
 
 
 def test_a_long_prediction_keeps_its_given_frames_and_guidance_changes_the_others(command):
-    words = ["predict", "--from-dataset", "1", "--given", "2", "--num-frames", "8"]
+    words = ["predict", "--from-dataset", "0", "--given", "2", "--num-frames", "8"]
     plain = frames_of(command(*words, out="plain"), "predict-00.gif")
     truth = MovingMNIST(split="test", num_frames=8, image_size=SIZE, seed=0).batch([0])[0][..., None]
     assert np.array_equal(plain[:2], truth[:2])
@@ -220,7 +251,7 @@ def test_predict_continues_a_file_several_times_and_differently(command, tmp_pat
     for clip in clips:
         assert np.array_equal(clip[:2], video)
     assert not np.array_equal(clips[0], clips[1])
-    assert ("Resized the given frames from 128×128 to 32×32" in capsys.readouterr().out) == (kind == "gif")
+    assert ("Resized the given frames from 128×128 to 32×32" in capsys.readouterr().err) == (kind == "gif")
 
 
 def test_interpolate_takes_the_ends_of_a_file_of_any_length(command, tmp_path):
@@ -238,6 +269,16 @@ def test_interpolate_takes_the_ends_of_a_file_of_any_length(command, tmp_path):
         (["generate", "--steps", "0"], "`--steps` is 0"),
         (["generate", "--seed", "-1"], "`--seed` is -1"),
         (["generate", "--fps", "0"], "`--fps` is 0"),
+        (["generate", "--fps", "1e-30"], r"`--fps` is 1e-30, expected a number from 0\.1 to 100"),
+        (["generate", "--seed", str(10**30)], "`--seed` is 1000"),
+        (
+            ["generate", "--num-videos", str(10**15)],
+            "`--num-videos` and `--num-frames` ask for 1000000000000000 clips",
+        ),
+        (
+            ["predict", "--from-dataset", "1", "--given", "1", "--num-videos", str(10**15)],
+            "`--num-videos` and `--num-frames` ask for",
+        ),
         (["generate", "--num-frames", "9", "--window-overlap", "4"], "`window_overlap` is 4, expected less than 4"),
         (["generate", "--window-overlap", "0"], "`--window-overlap` is 0, expected at least 1"),
         (
@@ -253,7 +294,8 @@ def test_interpolate_takes_the_ends_of_a_file_of_any_length(command, tmp_path):
         (["generate", "--device", "abacus"], "`--device` is 'abacus'"),
         (["generate", "--model", "moving-cats"], "`model` is 'moving-cats'"),
         (["predict", "--from-dataset", "1", "--given", "4"], "`--given` is 4"),
-        (["predict", "--from-dataset", "0", "--given", "1"], "`--from-dataset` is 0"),
+        (["predict", "--from-dataset", "-1", "--given", "1"], "`--from-dataset` is -1, expected the number"),
+        (["predict", "--from-dataset", "10000", "--given", "1"], "`--from-dataset` is 10000, .* 0 to 9999"),
         (["interpolate", "--from-dataset", "1", "--given", "2"], "`--given` is 2"),
         (["predict", "nowhere.gif", "--given", "1"], "nowhere.gif"),
     ],

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from video_diffusion.commands.hub import LOGIN, add_destination, destination
+from video_diffusion.commands.progress import bar_options
+from video_diffusion.commands.report import add_json, report
 
 SPLITS = ("train", "test")
 
@@ -41,6 +43,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     build.add_argument(
         "--captions", choices=("train", "held_out"), help="add a column with captions made from these templates"
     )
+    add_json(build)
     build.set_defaults(run=run_build)
     push = actions.add_parser(
         "push",
@@ -49,6 +52,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     push.add_argument("folder", metavar="DIR", help="folder that `dataset build` wrote")
     add_destination(push)
+    add_json(push)
     push.set_defaults(run=run_push)
 
 
@@ -56,7 +60,8 @@ def run_push(args: argparse.Namespace) -> None:
     """Publishes a folder of clips and prints where it is."""
     from video_diffusion.hub.publish import push_dataset
 
-    print(f"Published: {push_dataset(args.folder, args.repo_id, **destination(args))}")
+    url = push_dataset(args.folder, args.repo_id, **destination(args))
+    report(args, f"Published: {url}", published=url)
 
 
 def run_build(args: argparse.Namespace) -> None:
@@ -85,12 +90,19 @@ def run_build(args: argparse.Namespace) -> None:
         )
         for split in args.split
     ]
-    with tqdm(total=args.num_videos * len(splits), unit="clip", desc="drawing clips") as bar:
+    with tqdm(total=args.num_videos * len(splits), unit="clip", desc="drawing clips", **bar_options()) as bar:
         out = write_parquet(Path(args.out), *splits, progress=bar.update, captions=args.captions)
     files = sorted(out.glob("data/*.parquet"))
-    megabytes = sum(file.stat().st_size for file in files) / 1e6
-    print(
+    size, seconds = sum(file.stat().st_size for file in files), time.perf_counter() - begin
+    report(
+        args,
         f"{args.num_videos * len(splits)} clips ({' and '.join(args.split)}; {args.variant}, {args.num_frames} frames "
-        f"of {args.image_size}×{args.image_size}) are in {out}: {len(files)} files, {megabytes:.1f} MB, "
-        f"{time.perf_counter() - begin:.1f} s"
+        f"of {args.image_size}×{args.image_size}) are in {out}: {len(files)} files, {size / 1e6:.1f} MB, "
+        f"{seconds:.1f} s",
+        folder=out,
+        splits=args.split,
+        clips_of_a_split=args.num_videos,
+        files=files,
+        bytes=size,
+        seconds=round(seconds, 2),
     )

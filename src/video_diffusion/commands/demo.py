@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from video_diffusion.commands.hub import LOGIN, add_destination, destination
+from video_diffusion.commands.report import add_json, report
 
 
 def register(subparsers: Any) -> None:
@@ -27,6 +28,7 @@ def register(subparsers: Any) -> None:
     )
     add_destination(push)
     push.add_argument("--model", default="moving-mnist", help="embedded model or folder (default: %(default)s)")
+    add_json(push)
     push.set_defaults(run=run_push)
 
 
@@ -45,4 +47,5 @@ def run_push(args: argparse.Namespace) -> None:
     """Publishes the demo and prints where it is."""
     from video_diffusion.hub.publish import push_space
 
-    print(f"Published: {push_space(args.repo_id, model=args.model, **destination(args))}")
+    url = push_space(args.repo_id, model=args.model, **destination(args))
+    report(args, f"Published: {url}", published=url)

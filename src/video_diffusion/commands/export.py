@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from video_diffusion.commands.report import add_json, report
+
 
 def register(subparsers: Any) -> None:
     """Adds the `export` command."""
@@ -19,6 +21,7 @@ def register(subparsers: Any) -> None:
         "--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)"
     )
     onnx.add_argument("--out", type=Path, default=Path("onnx"), metavar="DIR", help="folder (default: %(default)s)")
+    add_json(onnx)
     onnx.set_defaults(run=run_onnx)
 
 
@@ -31,4 +34,4 @@ def run_onnx(args: argparse.Namespace) -> None:
 
     files = export_onnx(load_pipeline(args.model, device="cpu", dtype="float32"), args.out)
     sizes = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in files.values())
-    print(f"Written to {args.out}: {sizes}.")
+    report(args, f"Written to {args.out}: {sizes}.", files=files)

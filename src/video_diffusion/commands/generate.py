@@ -2,12 +2,15 @@
 
 import argparse
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from video_diffusion.commands.progress import bar_options
+from video_diffusion.commands.report import add_json, report
 from video_diffusion.model.windows import SCHEMES
 from video_diffusion.sampling import (
     DTYPES,
@@ -20,13 +23,18 @@ from video_diffusion.sampling import (
     frame_size,
     load_pipeline,
     sample,
+    sampler_name,
     to_model,
+    trained_frames,
 )
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
-GUIDANCE_SCALE = 8.0  # with a prompt: what the embedded model obeys best
+MODEL = "moving-mnist"
+FPS = (0.1, 100.0)  # frames a second that a GIF can keep
+MAX_SEED = 2**63 - 1
+MAX_VALUES = 2**30  # pixels of all clips together, which are held in memory
 
 
 # ------------------------------------------------------------------------------------------------------- the arguments
@@ -48,23 +56,29 @@ def register(subparsers: Any) -> None:
 def _add_source(parser: argparse.ArgumentParser, given: str, default: int) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("video_file", nargs="?", metavar="VIDEO_FILE", help="GIF, MP4, npy array or folder of PNGs")
-    source.add_argument("--from-dataset", type=int, metavar="N", help="take the first N test clips of Moving MNIST")
+    source.add_argument(
+        "--from-dataset",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="take test clips of Moving MNIST, by their numbers from 0",
+    )
     parser.add_argument("--given", type=int, default=default, help=f"{given} (default: %(default)s)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)")
+    add("--model", default=MODEL, help="embedded model, folder or Hub id (default: %(default)s)")
     add("--num-videos", type=int, metavar="N", help="clips, or samples of each given clip (default: 4 and 1)")
-    add("--num-frames", type=int, default=10, metavar="F", help="frames of a clip, any number (default: %(default)s)")
+    add("--num-frames", type=int, metavar="F", help="frames of a clip, any number (default: as the model was trained)")
     add("--prompt", metavar="TEXT", help="what the clips show, for a model that reads (default: no text)")
     add("--negative-prompt", metavar="TEXT", help="what the guidance leads away from (default: no text)")
     add(
         "--guidance-scale",
         type=float,
         metavar="S",
-        help="of classifier-free guidance, 1: none; costs a second call a step (default: with a prompt, the model's "
-        "generation config, else 8)",
+        help="of classifier-free guidance, 1: none; costs a second call a step (default: with a prompt, that of the "
+        "model's generation config)",
     )
     add(
         "--steps", type=int, help="network calls of a clip or window (default: the model's generation config, else 50)"
@@ -86,6 +100,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files (default: %(default)s)")
     add("--fps", type=float, default=8, help="frames a second of the files (default: %(default)s)")
     add_device(parser)
+    add_json(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +131,9 @@ def run_generate(args: argparse.Namespace) -> None:
     """Makes clips from noise."""
     start = time.perf_counter()
     check_arguments(args)
-    task = Task([], args.num_frames)
-    write(make(open_model(args), task, args), task, args, "generate", start)
+    pipeline = open_model(args)
+    task = Task([], args.num_frames or trained_frames(pipeline))
+    write(make(pipeline, task, args), task, pipeline, args, "generate", start)
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -136,19 +152,19 @@ def run_conditional(args: argparse.Namespace, name: str, at_end: int) -> None:
 
     start = time.perf_counter()
     check_arguments(args)
-    if args.given < 1 or args.given + at_end >= args.num_frames:
-        raise ValueError(
-            f"`--given` is {args.given}, expected at least 1, given frames fewer than all {args.num_frames}."
-        )
     video = None if args.video_file is None else open_video(args.video_file)
     pipeline = open_model(args)
-    height, width = frame_size(pipeline)
+    num_frames = args.num_frames or trained_frames(pipeline)
+    if args.given < 1 or args.given + at_end >= num_frames:
+        raise ValueError(f"`--given` is {args.given}, expected at least 1, given frames fewer than all {num_frames}.")
+    height, width, samples = *frame_size(pipeline), args.num_videos or 1
+    check_size(samples * len(args.from_dataset or [video]), num_frames, pipeline)
     if video is None:
-        task = dataset_task(args.from_dataset, args.given, at_end, args.num_frames, height, width)
+        task = dataset_task(args.from_dataset, args.given, at_end, num_frames, height, width)
     else:
-        task = file_task(video, args.given, at_end, args.num_frames, height, width)
-    task = to_model(task, pipeline.pixel_channels, args.num_videos or 1)
-    write(make(pipeline, task, args), task, args, name, start)
+        task = file_task(video, args.given, at_end, num_frames, height, width)
+    task = to_model(task, pipeline.pixel_channels, samples)
+    write(make(pipeline, task, args), task, pipeline, args, name, start)
 
 
 # ------------------------------------------------------------------------------------------------- arguments and files
@@ -169,14 +185,24 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--guidance-scale` is {args.guidance_scale}, expected a number from 1 up.")
     if args.prompt is None and (args.negative_prompt is not None or args.guidance_scale is not None):
         raise ValueError("`--prompt` is missing, expected one with `--negative-prompt` or `--guidance-scale`.")
-    if not 0 < args.fps <= 100:
-        raise ValueError(f"`--fps` is {args.fps}, expected a number above 0 and up to 100.")
-    if args.seed < 0:
-        raise ValueError(f"`--seed` is {args.seed}, expected 0 or more.")
+    if not FPS[0] <= args.fps <= FPS[1]:
+        raise ValueError(f"`--fps` is {args.fps}, expected a number from {FPS[0]:g} to {FPS[1]:g}.")
+    if not 0 <= args.seed <= MAX_SEED - MAX_VALUES:
+        raise ValueError(f"`--seed` is {args.seed}, expected 0 to {MAX_SEED - MAX_VALUES}.")
     if args.gamma is not None and args.sampler not in (None, OWN_SAMPLER):
         raise ValueError(f"`--gamma` is {args.gamma}, expected none with `--sampler {args.sampler}`.")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
+
+
+def check_size(clips: int, num_frames: int, pipeline: "VideoDiffusionPipeline") -> None:
+    """Refuses clips that would not fit into any memory, before they are made. Raises a ValueError."""
+    values = clips * num_frames * math.prod(frame_size(pipeline)) * pipeline.pixel_channels
+    if values > MAX_VALUES:
+        raise ValueError(
+            f"`--num-videos` and `--num-frames` ask for {clips} clips of {num_frames} frames: expected at most "
+            f"{MAX_VALUES} pixels in all, not {values}."
+        )
 
 
 def check_history_guidance(args: argparse.Namespace) -> None:
@@ -193,16 +219,16 @@ def open_model(args: argparse.Namespace) -> "VideoDiffusionPipeline":
 def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespace) -> Clips:
     """The clips of a task, uint8 `[N, F, H, W, C]`; clip i comes from the seed `--seed` + i."""
     count = len(task.given) if task.given is not None else args.num_videos or 4
+    check_size(count, task.num_frames, pipeline)
     options: dict[str, Any] = {}
     if args.prompt is not None:
-        usual = pipeline.generation_config.get("guidance_scale", GUIDANCE_SCALE)
-        scale = usual if args.guidance_scale is None else args.guidance_scale
-        options = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "guidance_scale": scale}
+        options = {name: getattr(args, name) for name in ("prompt", "negative_prompt", "guidance_scale")}
     return sample(
         pipeline,
         task,
         range(args.seed, args.seed + count),
         args.batch_size,
+        bar_options(),
         num_inference_steps=args.steps,
         window_overlap=args.window_overlap,
         window_scheme=args.window_scheme,
@@ -212,14 +238,25 @@ def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespac
     )
 
 
-def write(clips: Clips, task: Task, args: argparse.Namespace, name: str, start: float) -> None:
-    """Writes a GIF and an MP4 for each clip and one contact sheet, and says where they are."""
+def write(
+    clips: Clips,
+    task: Task,
+    pipeline: "VideoDiffusionPipeline",
+    args: argparse.Namespace,
+    name: str,
+    start: float,
+) -> None:
+    """Writes a GIF and an MP4 for each clip and one contact sheet, says where they are and what to try next."""
+    from video_diffusion.commands.terminal import show_picture
     from video_diffusion.data.video_io import contact_sheet, write_gif, write_mp4
 
     scale = max(1, 256 // clips.shape[2])
+    files = []
     for i, clip in enumerate(clips):
-        write_gif(clip, args.out / f"{name}-{i:02d}.gif", args.fps, scale)
-        write_mp4(clip, args.out / f"{name}-{i:02d}.mp4", args.fps, scale)
+        gif, mp4 = (args.out / f"{name}-{i:02d}.{kind}" for kind in ("gif", "mp4"))
+        write_gif(clip, gif, args.fps, scale)
+        write_mp4(clip, mp4, args.fps, scale)
+        files.append({"seed": args.seed + i, "gif": gif, "mp4": mp4})
     mask = np.isin(np.arange(task.num_frames), task.places)
     rows, labels = list(clips), [f"{i}" for i in range(len(clips))]
     if task.truth is not None:
@@ -227,9 +264,36 @@ def write(clips: Clips, task: Task, args: argparse.Namespace, name: str, start: 
         labels = [f"{kind} {i}" for i in range(len(clips)) for kind in ("truth", "model")]
     sheet = args.out / f"{name}.png"
     contact_sheet(rows, mask, sheet, labels)
-    seconds = time.perf_counter() - start
+    seconds, following = time.perf_counter() - start, next_command(name, args)
     count = "1 clip" if len(clips) == 1 else f"{len(clips)} clips"
-    print(
+    if not args.json:
+        show_picture(sheet)
+    report(
+        args,
         f"{count} of {task.num_frames} frames in {args.out} ({name}-*.gif, *.mp4), all of them in {sheet}: "
-        f"{seconds:.1f} s."
+        f"{seconds:.1f} s.\nNext: {following}",
+        clips=files,
+        sheet=sheet,
+        num_frames=task.num_frames,
+        given=task.places,
+        height=clips.shape[2],
+        width=clips.shape[3],
+        model=args.model,
+        sampler=sampler_name(pipeline),
+        steps=pipeline.num_timesteps,
+        device=str(pipeline.device),
+        dtype=str(pipeline.unet.dtype).removeprefix("torch."),
+        seconds=round(seconds, 2),
+        next=following,
     )
+
+
+def next_command(name: str, args: argparse.Namespace) -> str:
+    """A command to try after another: it takes up what that one made."""
+    model = [] if args.model == MODEL else ["--model", args.model]
+    words = {
+        "generate": ["predict", str(args.out / "generate-00.gif"), *model, "--num-videos", "4"],
+        "predict": ["interpolate", str(args.out / "predict-00.gif"), *model],
+        "interpolate": ["generate", *model, "--num-frames", "60", "--num-videos", "1"],
+    }
+    return shlex.join(["video-diffusion", *words[name]])

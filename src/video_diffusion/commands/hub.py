@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from video_diffusion.commands.report import add_json, report
+
 LOGIN = "The token is the one of HF_TOKEN or of `hf auth login`."
 
 
@@ -18,6 +20,7 @@ def register(subparsers: Any) -> None:
     add_destination(push)
     push.add_argument("--variant", choices=("fp16", "bf16", "none"), default="fp16",
                       help="half-precision weights beside the full ones (default: %(default)s)")  # fmt: skip
+    add_json(push)
     push.set_defaults(run=run_push)
 
     pull = subparsers.add_parser(
@@ -28,6 +31,7 @@ def register(subparsers: Any) -> None:
     pull.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub")
     pull.add_argument("folder", metavar="DIR", help="folder to make; that of a pipeline is replaced")
     pull.add_argument("--revision", help="branch, tag, commit or refs/pr/N (default: main)")
+    add_json(pull)
     pull.set_defaults(run=run_pull)
 
     card = subparsers.add_parser(
@@ -38,6 +42,7 @@ def register(subparsers: Any) -> None:
     card.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a pipeline")
     card.add_argument("--repo-id", metavar="ID", help="its name on the Hub, for the examples (default: the folder's)")
     card.add_argument("--samples", action="store_true", help="first make FOLDER/samples/*.gif with the pipeline")
+    add_json(card)
     card.set_defaults(run=run_card)
 
 
@@ -62,14 +67,16 @@ def run_push(args: argparse.Namespace) -> None:
 
     folder = embedded_models().get(args.folder, args.folder)
     variant = None if args.variant == "none" else args.variant
-    print(f"Published: {push_pipeline(folder, args.repo_id, variant=variant, **destination(args))}")
+    url = push_pipeline(folder, args.repo_id, variant=variant, **destination(args))
+    report(args, f"Published: {url}", published=url)
 
 
 def run_pull(args: argparse.Namespace) -> None:
     """Downloads a pipeline and prints where it is."""
     from video_diffusion.hub.publish import pull_pipeline
 
-    print(f"Downloaded: {pull_pipeline(args.repo_id, args.folder, revision=args.revision)}")
+    folder = pull_pipeline(args.repo_id, args.folder, revision=args.revision)
+    report(args, f"Downloaded: {folder}", downloaded=folder)
 
 
 def run_card(args: argparse.Namespace) -> None:
@@ -78,4 +85,5 @@ def run_card(args: argparse.Namespace) -> None:
 
     if args.samples:
         write_samples(args.folder)
-    print(f"Written: {write_card(args.folder, args.repo_id)}")
+    file = write_card(args.folder, args.repo_id)
+    report(args, f"Written: {file}", written=file)

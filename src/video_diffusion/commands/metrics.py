@@ -2,6 +2,8 @@
 
 import argparse
 
+from video_diffusion.commands.report import add_json, report
+
 NETWORKS = ("i3d", "lpips-alex", "lpips-vgg")
 
 
@@ -13,6 +15,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     fetch.add_argument(
         "--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NETWORK", help=f"of {', '.join(NETWORKS)}"
     )
+    add_json(fetch)
     fetch.set_defaults(run=run_fetch)
 
 
@@ -22,4 +25,5 @@ def run_fetch(args: argparse.Namespace) -> None:
 
     for name in args.only:
         load(name)
-        print(f"{name}: {resolve(name)}")
+    files = {name: resolve(name) for name in args.only}
+    report(args, "\n".join(f"{name}: {file}" for name, file in files.items()), **files)

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from types import NoneType, UnionType
@@ -63,9 +64,10 @@ def resolve_model(name: str, argument: str = "model") -> str:
         raise ValueError(f"`{argument}` is the folder {name!r}, expected one that holds a {INDEX}.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
+    near = get_close_matches(name, embedded, n=1)
     raise ValueError(
         f"`{argument}` is {name!r}, expected an embedded model ({', '.join(embedded) or 'there is none here'}), a "
-        "folder that exists, or a Hub id 'owner/name'."
+        f"folder that exists, or a Hub id 'owner/name'.{f' Did you mean {near[0]}?' if near else ''}"
     )
 
 
