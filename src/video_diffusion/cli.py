@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("generate", "dataset", "metrics", "evaluate", "hub", "demo", "export")
+COMMANDS = ("generate", "dataset", "metrics", "evaluate", "hub", "demo", "export", "train")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,15 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; `None` reads them from the shell.
 
     Returns:
-        0 on success, 2 where the input was refused (the reason goes to standard error), 130 on Ctrl-C.
+        0 on success, 2 where the input was refused (the reason goes to standard error), 130 on Ctrl-C; `train` has
+        more.
     """
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        code = args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"video-diffusion: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("video-diffusion: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0

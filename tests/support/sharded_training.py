@@ -12,14 +12,14 @@ from torch.distributed.tensor import DTensor
 if __name__ == "__main__":
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    from video_diffusion.training import loop
+    from video_diffusion.training import command
 
-    class ShardedRun(loop.Run):
+    class ShardedRun(command.Run):
         """A run that fails where nothing is sharded."""
 
         def __init__(self, arguments):
             super().__init__(arguments)
             assert all(isinstance(parameter, DTensor) for parameter in self.learner.parameters())
 
-    loop.Run = ShardedRun
-    sys.exit(loop.main(sys.argv[1:]))
+    command.Run = ShardedRun
+    sys.exit(command.main(sys.argv[1:]))
