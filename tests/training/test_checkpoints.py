@@ -169,10 +169,13 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(digits, t
 def test_everything_is_on_the_disk_before_a_checkpoint_gets_its_name(digits, tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(checkpoints, "to_disk", lambda path, inside=True: events.append(("synced", path.name)))
-    replace = checkpoints.os.replace
-    monkeypatch.setattr(
-        checkpoints.os, "replace", lambda a, b: (events.append(("named", Path(b).name)), replace(a, b))
-    )
+    replace = os.replace
+
+    def named(source, target):
+        events.append(("named", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", named)
     assert train(digits, tmp_path / "run", "--max_steps", 1, "--per_device_batch_size", 1) == 0
     saved = events.index(("named", "checkpoint-1"))
     assert events[saved - 1] == ("synced", ".checkpoint.tmp")
