@@ -2,7 +2,7 @@
 
 import sys
 
-from video_diffusion.training.loop import main
+from video_diffusion.training.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -60,14 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 2 where the input was refused or the memory did not suffice (the reason goes to standard error),
-        130 on Ctrl-C.
+        130 on Ctrl-C; `train` has more.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["train"]:  # its arguments are the training's own, which are not read here
-        words[1:] = ["--", *words[1:]]
-    args = build_parser().parse_args(words)
+    args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        code = args.run(args)
     except REFUSALS as error:
         print(f"video-diffusion: {error}", file=sys.stderr)
         return 2
@@ -79,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("video-diffusion: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0

@@ -2,244 +2,302 @@
 
 import argparse
 import dataclasses
-import math
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
+
+from video_diffusion.training.fields import (
+    argument,
+    checked,
+    declared,
+    each,
+    group,
+    one_of,
+    or_none,
+    real,
+    repository,
+    shares,
+    switch,
+    text,
+    whole,
+)
 
 HERE = Path(__file__).resolve().parent
 SHELVES = (HERE / "presets", HERE.parents[2] / "training" / "presets")  # in an installed package, in the repository
 PRESETS = next((shelf for shelf in SHELVES if shelf.is_dir()), SHELVES[0])
+WEIGHTINGS = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
+CURVES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "trapezoid")
+TRACKERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 
 
-@dataclass
+@group
 class ModelArguments:
     """The denoiser and the scheduler."""
 
-    patch_size: int = field(default=4, metadata={"help": "Space-to-depth of the stem."})
-    block_out_channels: list[int] = field(default_factory=lambda: [64, 128, 256], metadata={"help": "Width by level."})
-    layers_per_block: list[int] = field(
-        default_factory=lambda: [1],
-        metadata={"help": "Blocks in each level, down and up: one number for all, or one for each."},
+    patch_size: int = argument(4, "Space-to-depth of the stem.", whole(1, 64), "agrees")
+    block_out_channels: list[int] = argument([64, 128, 256], "Width by level.", each(whole(1, 8192)), "agrees")
+    layers_per_block: list[int] = argument(
+        [1], "Blocks in each level, down and up: one number for all, or one for each.", each(whole(0, 64)), "agrees"
     )
-    attention_head_dim: int = field(default=32, metadata={"help": "Channels of an attention head."})
-    norm_num_groups: int = field(default=32, metadata={"help": "Groups of the normalisation."})
-    temporal_shift: float = field(
-        default=0.0, metadata={"help": "Share of the channels that convolutions take from neighbouring frames."}
+    attention_head_dim: int = argument(32, "Channels of an attention head.", whole(1, 1024), "agrees")
+    norm_num_groups: int = argument(32, "Groups of the normalisation.", whole(1, 8192), "agrees")
+    temporal_shift: float = argument(
+        0.0, "Share of the channels that convolutions take from neighbouring frames.", real(0, 1), "agrees"
     )
-    spatial_attention: list[int] = field(
-        default_factory=lambda: [1],
-        metadata={"help": "For each level, or one for all: 1 attends over space and to the text, 0 does not."},
+    spatial_attention: list[int] = argument(
+        [1],
+        "For each level, or one for all: 1 attends over space and to the text, 0 does not.",
+        each(whole(0, 1)),
+        "agrees",
     )
-    temporal_attention: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Likewise: 1 attends over time, 0 does not."}
+    temporal_attention: list[int] = argument(
+        [1], "Likewise: 1 attends over time, 0 does not.", each(whole(0, 1)), "agrees"
     )
-    transformer_layers: int | None = field(
-        default=None, metadata={"help": "Blocks of the transformer in the middle; left out: one convolutional block."}
+    transformer_layers: int | None = argument(
+        None,
+        "Blocks of the transformer in the middle; left out: one convolutional block.",
+        or_none(whole(1, 256)),
+        "agrees",
     )
-    attention_pattern: list[str] = field(
-        default_factory=lambda: ["joint", "space", "time", "space"],
-        metadata={"help": "What the transformer's blocks attend to, in turn: joint, space, time."},
+    attention_pattern: list[str] = argument(
+        ["joint", "space", "time", "space"],
+        "What the transformer's blocks attend to, in turn: joint, space, time.",
+        each(one_of("joint", "space", "time")),
+        "agrees",
     )
-    cross_attention_every: int = field(
-        default=2, metadata={"help": "Every so many-th block of the transformer reads the text."}
+    cross_attention_every: int = argument(
+        2, "Every so many-th block of the transformer reads the text.", whole(1, 256), "agrees"
     )
-    schedule: str = field(default="cosine", metadata={"help": "λ(t): cosine, linear, linear_beta."})
-    logsnr_min: float = field(default=-20.0, metadata={"help": "λ at t = 1."})
-    logsnr_max: float = field(default=20.0, metadata={"help": "λ at t = 0."})
-    shift: float = field(default=1.0, metadata={"help": "Resolution shift; above 1: more noise."})
-    prediction_type: str = field(default="v_prediction", metadata={"help": "epsilon, sample or v_prediction."})
-    gamma: float = field(default=0.3, metadata={"help": "γ of the ancestral sampler, 0 to 1."})
-    text_encoder: str | None = field(
-        default=None,
-        metadata={"help": "small-bert (trained jointly), or an encoder's Hub id or folder; left out: no text."},
+    schedule: str = argument(
+        "cosine", "λ(t): cosine, linear, linear_beta.", one_of("cosine", "linear", "linear_beta"), "agrees"
     )
-    train_text_encoder: bool = field(default=False, metadata={"help": "Train an encoder given by id or folder too."})
-    max_text_length: int = field(default=48, metadata={"help": "Tokens of a caption; longer ones are cut."})
+    logsnr_min: float = argument(-20.0, "λ at t = 1.", real(-60, 60), "agrees")
+    logsnr_max: float = argument(20.0, "λ at t = 0.", real(-60, 60), "agrees")
+    shift: float = argument(1.0, "Resolution shift; above 1: more noise.", real(above=0, at_most=1000), "agrees")
+    prediction_type: str = argument(
+        "v_prediction", "epsilon, sample or v_prediction.", one_of("epsilon", "sample", "v_prediction"), "agrees"
+    )
+    gamma: float = argument(0.3, "γ of the ancestral sampler, 0 to 1.", real(0, 1), "applies")
+    text_encoder: str | None = argument(
+        None,
+        "small-bert (trained jointly), or an encoder's Hub id or folder; left out: no text.",
+        or_none(text()),
+        "agrees",
+    )
+    train_text_encoder: bool = argument(False, "Train an encoder given by id or folder too.", switch(), "agrees")
+    max_text_length: int = argument(48, "Tokens of a caption; longer ones are cut.", whole(2, 8192), "agrees")
 
 
-@dataclass
+@group
 class DataArguments:
     """Moving MNIST made on the fly, or any dataset with a `video` column."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id with a `video` column; left out: Moving MNIST on the fly."}
+    dataset_name: str | None = argument(
+        None, "Folder or Hub id with a `video` column; left out: Moving MNIST on the fly.", or_none(text()), "agrees"
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Held-out split; left out: test for Moving MNIST, else the training split."}
+    train_split: str = argument("train", "Split to train on.", text(), "agrees")
+    validation_split: str | None = argument(
+        None, "Held-out split; left out: test for Moving MNIST, else the training split.", or_none(text()), "applies"
     )
-    digits: str | None = field(
-        default=None, metadata={"help": "Digits: folder, .npz or Hub id; left out: the embedded MNIST."}
+    digits: str | None = argument(
+        None, "Digits: folder, .npz or Hub id; left out: the embedded MNIST.", or_none(text()), "agrees"
     )
-    variant: str = field(default="classic", metadata={"help": "Moving MNIST: classic or stochastic."})
-    num_digits: int = field(default=2, metadata={"help": "Digits in a clip."})
-    num_frames: int = field(default=10, metadata={"help": "Frames of a clip."})
-    image_size: int = field(default=64, metadata={"help": "Height and width in pixels."})
-    num_channels: int = field(default=1, metadata={"help": "1: grey, 3: RGB."})
-    caption_column: str = field(default="caption", metadata={"help": "Captions in the dataset `dataset_name`."})
-    num_images: int = field(
-        default=0, metadata={"help": "Independent images added to each clip as further frames (joint training)."}
+    variant: str = argument(
+        "classic", "Moving MNIST: classic or stochastic.", one_of("classic", "stochastic"), "agrees"
     )
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that prepare batches."})
+    num_digits: int = argument(2, "Digits in a clip.", whole(1, 256), "agrees")
+    num_frames: int = argument(10, "Frames of a clip.", whole(1, 4096), "agrees")
+    image_size: int = argument(64, "Height and width in pixels.", whole(1, 4096), "agrees")
+    num_channels: int = argument(1, "1: grey, 3: RGB.", one_of(1, 3), "agrees")
+    caption_column: str = argument("caption", "Captions in the dataset `dataset_name`.", text(), "agrees")
+    num_images: int = argument(
+        0, "Independent images added to each clip as further frames (joint training).", whole(0, 4096), "agrees"
+    )
+    dataloader_num_workers: int = argument(0, "Processes that prepare batches.", whole(0, 256), "applies")
 
 
-@dataclass
+@group
 class TrainArguments:
     """Optimisation, checkpoints and reports."""
 
-    output_dir: str = field(default="runs/moving-mnist", metadata={"help": "Where everything is written."})
-    seed: int = field(default=0, metadata={"help": "Of the weights, the clips, the times and the noise."})
-    pretrained_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Start from the weights of this pipeline: folder, Hub id or embedded name."}
+    output_dir: str = argument("runs/moving-mnist", "Where everything is written.", text(), "applies")
+    seed: int = argument(0, "Of the weights, the clips, the times and the noise.", whole(0, 2**32 - 1), "agrees")
+    pretrained_model_name_or_path: str | None = argument(
+        None, "Start from the weights of this pipeline: folder, Hub id or embedded name.", or_none(text()), "agrees"
     )
-    max_steps: int = field(default=10_000, metadata={"help": "Optimiser steps of the whole run."})
-    max_minutes: float | None = field(
-        default=None,
-        metadata={"help": "End the run after so long, parts together; the rate falls to zero in time."},
+    max_steps: int = argument(10000, "Optimiser steps of the whole run.", whole(1), "applies")
+    max_minutes: float | None = argument(
+        None,
+        "End the run after so long, parts together; the rate falls to zero in time.",
+        or_none(real(above=0, at_most=10**6)),
+        "applies",
     )
-    cooldown_minutes: float | None = field(
-        default=None, metadata={"help": "Of max_minutes, the last in which the rate falls; left out: a fifth of them."}
+    cooldown_minutes: float | None = argument(
+        None,
+        "Of max_minutes, the last in which the rate falls; left out: a fifth of them.",
+        or_none(real(0, 10**6)),
+        "applies",
     )
-    part_minutes: float | None = field(
-        default=None, metadata={"help": "Stop this part of the run after so long, with a checkpoint to resume from."}
+    part_minutes: float | None = argument(
+        None,
+        "Stop this part of the run after so long, with a checkpoint to resume from.",
+        or_none(real(0, 10**6)),
+        "applies",
     )
-    per_device_batch_size: int = field(default=8, metadata={"help": "Clips on one device in one pass."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Passes in one optimiser step."})
-    mask_probabilities: list[float] = field(
-        default_factory=lambda: [0.3, 0.4, 0.15, 0.15],
-        metadata={"help": "Shares of generation, prediction, interpolation and in-painting."},
+    per_device_batch_size: int = argument(8, "Clips on one device in one pass.", whole(1, 65536), "applies")
+    gradient_accumulation_steps: int = argument(1, "Passes in one optimiser step.", whole(1, 65536), "applies")
+    mask_probabilities: list[float] = argument(
+        [0.3, 0.4, 0.15, 0.15], "Shares of generation, prediction, interpolation and in-painting.", shares(4), "agrees"
     )
-    caption_dropout: float = field(
-        default=0.1, metadata={"help": "Share of captions that are hidden, for classifier-free guidance."}
+    caption_dropout: float = argument(
+        0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
     )
-    weighting: str = field(default="v_prediction", metadata={"help": "See log_loss_weight in scheduler.py."})
-    optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon on matrices with AdamW on the rest."})
-    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
-    adam_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Of what Muon does not take, the text encoder's before its scale; left out: the same."},
+    weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
+    optimizer: str = argument(
+        "adamw", "adamw, or muon on matrices with AdamW on the rest.", one_of("adamw", "muon"), "agrees"
     )
-    text_encoder_lr_scale: float = field(
-        default=0.1,
-        metadata={"help": "Learning rate of a trained text encoder, as a share of the others'."},
+    learning_rate: float = argument(0.0008, "Peak learning rate.", real(0, 10), "applies")
+    adam_learning_rate: float | None = argument(
+        None,
+        "Of what Muon does not take, the text encoder's before its scale; left out: the same.",
+        or_none(real(0, 10)),
+        "applies",
     )
-    lr_scheduler: str = field(
-        default="cosine",
-        metadata={"help": "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps."},
+    text_encoder_lr_scale: float = argument(
+        0.1, "Learning rate of a trained text encoder, as a share of the others'.", real(0, 100), "applies"
     )
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
-    cooldown_steps: int = field(default=1000, metadata={"help": "Last steps, in which a trapezoid falls to zero."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay."})
-    adam_beta2: float = field(default=0.99, metadata={"help": "β₂ of AdamW."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Bound on the gradient's norm."})
-    max_bad_steps: int = field(default=10, metadata={"help": "Stop after so many non-finite gradients in a row."})
-    ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    attention_backend: str | None = field(
-        default=None, metadata={"help": "As in diffusers; `_native_math` is faster in bf16 on a CPU."}
+    lr_scheduler: str = argument(
+        "cosine",
+        "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps.",
+        one_of(*CURVES),
+        "applies",
     )
-    compile: bool = field(default=False, metadata={"help": "torch.compile the repeated blocks."})
-    log_steps: int = field(default=20, metadata={"help": "Steps between loss reports."})
-    validation_steps: int = field(default=1000, metadata={"help": "Steps between validations; 0: never."})
-    validation_videos: int = field(default=64, metadata={"help": "Held-out clips of a validation."})
-    sample_steps: int = field(default=2000, metadata={"help": "Steps between sample grids; 0: never."})
-    checkpointing_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints; 0: only the last."})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    resume: bool = field(default=True, metadata={"help": "Go on from the newest checkpoint in output_dir."})
-    tracker: str = field(default="tensorboard", metadata={"help": "A tracker of accelerate, or none."})
-    dry_run: bool = field(default=False, metadata={"help": "Report the resolved run and what a step costs; stop."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the pipeline at the end."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository for push_to_hub."})
+    warmup_steps: int = argument(100, "Steps of linear warm-up.", whole(0), "applies")
+    cooldown_steps: int = argument(1000, "Last steps, in which a trapezoid falls to zero.", whole(1), "applies")
+    weight_decay: float = argument(0.01, "Decoupled weight decay.", real(0, 10), "applies")
+    adam_beta2: float = argument(0.99, "β₂ of AdamW.", real(0, below=1), "applies")
+    max_grad_norm: float = argument(1.0, "Bound on the gradient's norm.", real(above=0, at_most=10**6), "applies")
+    max_bad_steps: int = argument(10, "Stop after so many non-finite gradients in a row.", whole(1), "applies")
+    ema_decay: float = argument(0.999, "Decay of the averaged weights.", real(0, below=1), "applies")
+    mixed_precision: str = argument("no", "no, fp16 or bf16.", one_of("no", "fp16", "bf16"), "agrees")
+    gradient_checkpointing: bool = argument(False, "Recompute activations to save memory.", switch(), "applies")
+    attention_backend: str | None = argument(
+        None, "As in diffusers; `_native_math` is faster in bf16 on a CPU.", or_none(text()), "applies"
+    )
+    compile: bool = argument(False, "torch.compile the repeated blocks.", switch(), "applies")
+    log_steps: int = argument(20, "Steps between loss reports.", whole(1), "applies")
+    validation_steps: int = argument(1000, "Steps between validations; 0: never.", whole(0), "applies")
+    validation_videos: int = argument(64, "Held-out clips of a validation.", whole(1), "applies")
+    sample_steps: int = argument(2000, "Steps between sample grids; 0: never.", whole(0), "applies")
+    checkpointing_steps: int = argument(1000, "Steps between checkpoints; 0: only the last.", whole(0), "applies")
+    checkpoints_total_limit: int = argument(2, "Checkpoints that are kept.", whole(1), "applies")
+    resume: bool = argument(True, "Go on from the newest checkpoint in output_dir.", switch(), "applies")
+    tracker: str = argument("tensorboard", "A tracker of accelerate, or none.", one_of(*TRACKERS), "applies")
+    dry_run: bool = argument(False, "Report the resolved run and what a step costs; stop.", switch(), "applies")
+    push_to_hub: bool = argument(False, "Upload the pipeline at the end.", switch(), "applies")
+    hub_model_id: str | None = argument(None, "Repository for push_to_hub.", or_none(repository()), "applies")
 
 
+GROUPS = (ModelArguments, DataArguments, TrainArguments)
 Arguments = tuple[ModelArguments, DataArguments, TrainArguments]
 
 
-def parse_arguments(argv: list[str]) -> Arguments:
-    """Resolves a run: dataclass defaults, then `--preset NAME` or `--config FILE.yaml`, then flags.
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises what others print before they end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Resolves a run: the arguments' defaults, then `--preset NAME`, then `--config FILE.yaml`, then flags.
 
     Raises:
-        ValueError: if the preset does not exist, the file has a key that no argument has, or a value is out of range.
+        ValueError: if a flag or a key is unknown, a value is not allowed, or two do not fit each other.
     """
-    chooser = argparse.ArgumentParser(add_help=False)
-    chooser.add_argument("--preset")
-    chooser.add_argument("--config")
-    chosen, rest = chooser.parse_known_args(argv)
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, TrainArguments),
-        description="Trains a video diffusion model. --preset NAME or --config FILE.yaml set the defaults.",
-    )
-    for path in _files(chosen):
-        parser.set_defaults(**_read(path))
-    model, data, train = parser.parse_args_into_dataclasses(rest)
-    _check(model, data, train)
+    given, unknown = _parser().parse_known_args(argv)
+    fields = declared(GROUPS)
+    if unknown:
+        raise ValueError(_unknown(unknown[0], [f"--{name}" for name in (*fields, "preset", "config")]))
+    flags = vars(given)
+    values: dict[str, Any] = {}
+    for path in _files(flags.pop("preset", None), flags.pop("config", None)):
+        values |= _read(path, list(fields))
+    model, data, train = checked(GROUPS, values | flags)
+    _check_together(model, data, train)
     return model, data, train
 
 
-def as_dict(arguments: Arguments) -> dict[str, object]:
+def as_dict(arguments: Arguments) -> dict[str, Any]:
     """The resolved run as one flat mapping, as it is saved beside the weights."""
-    return {key: value for group in arguments for key, value in dataclasses.asdict(group).items()}
+    return {key: value for each_group in arguments for key, value in dataclasses.asdict(each_group).items()}
 
 
-def _files(chosen: argparse.Namespace) -> list[Path]:
+def _parser() -> _Parser:
+    """Flags as words; what they mean is read by their checks, as what stands in a file is."""
+    parser = _Parser(
+        prog="train",
+        usage="%(prog)s [--preset NAME] [--config FILE.yaml] [flags]",
+        description="Trains a video diffusion model. --preset NAME and --config FILE.yaml set defaults for the flags.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--preset", help=f"One of {', '.join(_presets())}.")
+    parser.add_argument("--config", help="A YAML file of arguments.")
+    for cls in GROUPS:
+        section = parser.add_argument_group(str(cls.__doc__).rstrip("."))
+        for name, field in declared([cls]).items():
+            check = field.metadata["check"]
+            default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore
+            words = f"{field.metadata['help']} Expected: {check.expected}. Default: {default}."
+            constant = "true" if check.nargs == "?" else None
+            section.add_argument(f"--{name}", nargs=check.nargs, const=constant, help=words.replace("%", "%%"))
+    return parser
+
+
+def _unknown(word: str, known: list[str]) -> str:
+    flag = word.partition("=")[0]
+    near = difflib.get_close_matches(flag.replace("-", "_"), [name.replace("-", "_") for name in known], n=1)
+    hint = f"; the nearest name is --{near[0].strip('_')}" if near else ""
+    return f"`{flag}` is no argument{hint}. --help lists all of them."
+
+
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _files(preset: str | None, config: str | None) -> list[Path]:
     files = []
-    if chosen.preset is not None:
-        files.append(PRESETS / f"{chosen.preset}.yaml")
-        if not files[0].is_file():
-            names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-            raise ValueError(f"`preset` is {chosen.preset!r}, expected one of {names}.")
-    if chosen.config is not None:
-        files.append(Path(chosen.config))
+    if preset is not None:
+        if preset not in _presets():
+            raise ValueError(f"`preset` is {preset!r}, expected one of {_presets()}.")
+        files.append(PRESETS / f"{preset}.yaml")
+    if config is not None:
+        files.append(Path(config))
         if not files[-1].is_file():
-            raise ValueError(f"`config` is {chosen.config!r}, expected a YAML file.")
+            raise ValueError(f"`config` is {config!r}, expected a YAML file.")
     return files
 
 
-def _read(path: Path) -> dict[str, object]:
-    values = yaml.safe_load(path.read_text())
-    known = {f.name for group in (ModelArguments, DataArguments, TrainArguments) for f in dataclasses.fields(group)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        unknown = sorted(set(values) - known) if isinstance(values, dict) else values
-        raise ValueError(f"{path.name} has {unknown}, expected a mapping of known arguments.")
+def _read(path: Path, known: list[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected a mapping of arguments.")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"In {path}: {_unknown(str(key), known)}")
     return values
 
 
-def _check(model: ModelArguments, data: DataArguments, train: TrainArguments) -> None:
-    at_least_one = {
-        "max_steps": train.max_steps,
-        "per_device_batch_size": train.per_device_batch_size,
-        "gradient_accumulation_steps": train.gradient_accumulation_steps,
-        "log_steps": train.log_steps,
-        "cooldown_steps": train.cooldown_steps,
-        "checkpoints_total_limit": train.checkpoints_total_limit,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}, expected at least 1.")
-    if data.num_channels not in (1, 3):
-        raise ValueError(f"`num_channels` is {data.num_channels}, expected 1 or 3.")
-    if data.num_images < 0:
-        raise ValueError(f"`num_images` is {data.num_images}, expected at least 0.")
-    shares = train.mask_probabilities
-    if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"`mask_probabilities` is {shares}, expected 4 shares that sum to 1.")
-    weightings = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
-    if train.weighting not in weightings:
-        raise ValueError(f"`weighting` is {train.weighting!r}, expected one of {weightings}.")
-    if not 0 <= train.caption_dropout <= 1:
-        raise ValueError(f"`caption_dropout` is {train.caption_dropout}, expected a share in [0, 1].")
-    if model.max_text_length < 2:
-        raise ValueError(f"`max_text_length` is {model.max_text_length}, expected at least 2.")
-    if train.optimizer not in ("adamw", "muon"):
-        raise ValueError(f"`optimizer` is {train.optimizer!r}, expected adamw or muon.")
-    for name in ("max_minutes", "part_minutes", "cooldown_minutes"):
-        value = getattr(train, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` is {value}, expected a number of minutes.")
+def _check_together(model: ModelArguments, data: DataArguments, train: TrainArguments) -> None:
+    if model.logsnr_min >= model.logsnr_max:
+        raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
         raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
     if train.push_to_hub and train.hub_model_id is None:

@@ -1,0 +1,100 @@
+"""One part of a training, from its arguments to its exit code; `docs/training.md` tells how it is used.
+
+0: the run is at its end. 3: it stopped early, and the same command goes on. 130: Ctrl-C; likewise. 2: an argument was
+refused before anything began. 1: something came in the way; what is safe, and how to go on, is said.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from video_diffusion.hub.publish import push_pipeline
+from video_diffusion.training.arguments import parse_arguments
+from video_diffusion.training.checkpoints import checkpoints, require_finite, resume, save_pipeline, write_record
+from video_diffusion.training.dry_run import dry_run
+from video_diffusion.training.loop import train
+from video_diffusion.training.run import Run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one part of a training and returns its exit code."""
+    try:
+        run = Run(parse_arguments(argv))
+        if run.args.dry_run:
+            dry_run(run)
+            return 0
+        resume(run)
+        if run.accelerator.is_main_process:
+            write_record(run)
+    except (ValueError, OSError, ImportError) as error:
+        return _say(2, str(error))
+    except (MemoryError, RuntimeError) as error:
+        return _say(2, _of_memory(error))
+    except KeyboardInterrupt:
+        return _say(130, "interrupted before the first step; nothing has changed.")
+    try:
+        run.accelerator.init_trackers("training")
+        stopped_by = train(run)
+        if stopped_by is None:
+            finish(run)
+    except (FloatingPointError, ValueError, OSError) as error:
+        return _say(1, f"{_last_line(error)} {_how_to_go_on(run)}")
+    except (MemoryError, RuntimeError) as error:
+        return _say(1, f"{_of_memory(error)} {_how_to_go_on(run)}")
+    except KeyboardInterrupt:
+        return _say(130, f"interrupted in step {run.progress.step}. {_how_to_go_on(run)}")
+    finally:
+        run.accelerator.end_training()
+    if stopped_by is not None:
+        code = 130 if stopped_by == "SIGINT" else 3
+        return _say(code, f"stopped at step {run.progress.step} ({stopped_by}). {_how_to_go_on(run)}")
+    return 0
+
+
+def finish(run: Run) -> None:
+    """Writes the pipeline, and uploads it if asked to.
+
+    Raises:
+        FloatingPointError: if nothing was learned, or a weight is not finite: a pipeline that is there stays.
+        OSError: if it cannot be written or uploaded.
+    """
+    require_finite(run)
+    if run.progress.good_steps == 0:
+        raise FloatingPointError(
+            f"The gradient was finite in none of the {run.progress.step} steps, so nothing was learned and no "
+            "pipeline was written."
+        )
+    if not run.accelerator.is_main_process:
+        return
+    save_pipeline(run.pipeline(), run.output)
+    print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
+    if run.args.push_to_hub and run.args.hub_model_id is not None:
+        push_pipeline(run.output, run.args.hub_model_id)
+
+
+def _how_to_go_on(run: Run) -> str:
+    found = checkpoints(run.output)
+    if not found:
+        return f"No checkpoint is in {run.output} yet: the same command starts anew."
+    return f"Safe on the disk is {found[-1]}: the same command goes on from there."
+
+
+def _of_memory(error: BaseException) -> str:
+    """What to say where the memory was too small; any other error is raised on."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "not enough memory" not in str(error):
+        raise error
+    return (
+        f"The memory was too small: {_last_line(error) or 'no more could be had'} Try a smaller "
+        "`per_device_batch_size`, with more `gradient_accumulation_steps`, or `gradient_checkpointing`."
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _say(code: int, message: str) -> int:
+    print(f"train: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,163 @@
+"""What lives through a run: the model, what it learns from and with, and how far it has come.
+
+A run is a pure function of its arguments: clips, times, noise and masks of a step depend on (seed, step) alone. So
+two processes compute what one with twice the batch computes, and a run that was stopped goes on as if it had not been.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
+from video_diffusion.training.arguments import Arguments, as_dict
+from video_diffusion.training.batches import Batch, StepBatches, open_captions, open_source, to_model
+from video_diffusion.training.build import (
+    build_lr_scheduler,
+    build_model,
+    compile_blocks,
+    load_pretrained,
+    ready_to_shard,
+)
+from video_diffusion.training.objective import diffusion_loss, draw
+from video_diffusion.training.optimizers import build_optimizer
+from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
+
+
+@dataclass
+class Progress:
+    """How far the run has come; saved with each checkpoint."""
+
+    step: int = 0
+    good_steps: int = 0  # with a finite gradient
+    bad_steps: int = 0  # without one, in a row
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Saved by accelerate."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restored by accelerate."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Run:
+    """Everything that lives through a run.
+
+    Args:
+        arguments: of the run, checked.
+
+    Raises:
+        ValueError: if they do not fit each other, or what they name.
+        OSError: if a file or a model that they name is not there.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.model_args, self.data, self.args = arguments
+        args = self.args
+        self.config = as_dict(arguments)
+        self.history: list[dict[str, Any]] = []  # arguments that were in force before, each until a step
+        self.output = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=None if args.tracker == "none" else args.tracker,
+            project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(self.output / "logs")),
+        )
+        set_seed(args.seed)  # the same weights on every process
+        self.train_source = open_source(self.data, self.data.train_split, args.seed)
+        self.text = self.open_text()
+        encoder = None if self.text is None else self.text.encoder
+        denoiser, self.scheduler = build_model(
+            self.model_args, self.data, None if encoder is None else encoder.config.hidden_size
+        )
+        if args.pretrained_model_name_or_path is not None:
+            load_pretrained(denoiser, encoder, self.scheduler, args.pretrained_model_name_or_path)
+        if args.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        if args.attention_backend is not None:
+            denoiser.set_attention_backend(args.attention_backend)
+        if args.compile:
+            compile_blocks(denoiser)
+        self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
+        ready_to_shard(self.learner, self.accelerator, args)
+        self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
+        optimizer = build_optimizer(self.learner, args)
+        self.lr_scheduler = build_lr_scheduler(optimizer, args)
+        self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
+        self.ema.to(self.accelerator.device)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
+        self.batches = StepBatches(
+            self.train_source,
+            args.per_device_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.data.num_images,
+            args.seed,
+            None if self.text is None else open_captions(self.train_source, self.data, args.seed),
+        )
+
+    def open_text(self) -> RunText | None:
+        """The text encoder of this run, or None."""
+        name = self.model_args.text_encoder
+        if name is None:
+            return None
+        encoder, tokenizer = open_text_encoder(name, self.model_args.max_text_length)
+        trained = name == SMALL_BERT or self.model_args.train_text_encoder
+        return RunText(encoder, tokenizer, trained, self.accelerator.device)
+
+    def with_text(self, denoiser: nn.Module, encoder: nn.Module | None) -> nn.Module:
+        """Everything that learns, as one module."""
+        if self.text is None or not self.text.trained or encoder is None:
+            return denoiser
+        return TextDenoiser(denoiser, encoder)
+
+    @property
+    def global_batch(self) -> int:
+        """Clips of all processes in one pass."""
+        return self.args.per_device_batch_size * self.accelerator.num_processes
+
+    def loss(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """The loss and the error of x̂ in pass `index`, each averaged over this process's clips."""
+        x = to_model(batch.clips, self.accelerator.device)
+        shape, images = (self.global_batch, *x.shape[1:]), self.data.num_images
+        noise = draw(
+            shape, self.args.mask_probabilities, self.args.seed, index, images, x.device, self.args.caption_dropout
+        )
+        first = self.accelerator.process_index * len(x)
+        noise = noise.rows(first, first + len(x))
+        conditions = None
+        if self.text is not None and batch.captions is not None and noise.captioned is not None:
+            conditions = self.text.inputs(batch.captions, noise.captioned, x.shape[2] - images, images)
+        loss, error = diffusion_loss(
+            self.model,
+            self.scheduler,
+            x,
+            noise,
+            self.args.weighting,
+            images,
+            self.denoiser.config.in_channels,
+            conditions,
+        )
+        return loss.mean(), error.mean()
+
+    def pipeline(self) -> VideoDiffusionPipeline:
+        """A pipeline around a copy of the averaged weights."""
+        unet = VideoUNet3DConditionModel.from_config(self.denoiser.config).to(self.accelerator.device)
+        encoder = None if self.text is None else self.text.encoder
+        if self.text is not None and self.text.trained:
+            encoder = type(self.text.encoder)(self.text.encoder.config).to(self.accelerator.device).eval()
+        self.ema.copy_to(self.with_text(unet, encoder).parameters())
+        return VideoDiffusionPipeline(
+            unet=unet.eval(),
+            scheduler=self.scheduler,
+            text_encoder=encoder,
+            tokenizer=None if self.text is None else self.text.tokenizer,
+        )

@@ -1,0 +1,98 @@
+"""What a run reports beside its loss: errors on held-out clips, by task and of one call, and a grid of samples."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from video_diffusion.training.batches import open_source, to_model
+from video_diffusion.training.objective import TASKS, diffusion_loss, draw, model_input
+from video_diffusion.training.run import Run
+
+LIMITS = "one call 10 to 10 about 11.1, next 10.1 (of 5 to 5); 5 to 5 about 16.7, last 22.7 (docs/protocols.md)"
+
+
+def report(run: Run, step: int) -> None:
+    """Logs validation errors, and a sample grid every `sample_steps`."""
+    if not run.accelerator.is_main_process:
+        return
+    values = validate(run)
+    run.accelerator.log(values, step=step)
+    tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    if run.data.dataset_name is None and run.data.variant == "classic":
+        tqdm.write(f"the best possible: {LIMITS}")
+    if run.args.sample_steps and step % run.args.sample_steps == 0:
+        for tracker in run.accelerator.trackers:
+            tracker.log_images({"samples": sample_grid(run)[None].cpu().numpy()}, step=step, dataformats="NHWC")
+
+
+def held_out(run: Run, size: int) -> Tensor:
+    """The first clips of the validation split (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
+    on_the_fly = run.data.dataset_name is None
+    split = run.data.validation_split or ("test" if on_the_fly else run.data.train_split)
+    source = open_source(run.data, split, run.args.seed)
+    clips = torch.from_numpy(source.batch(range(min(size, len(source)))))
+    return clips if clips.ndim == 5 else clips[..., None]
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict[str, float]:
+    """Mean squared error of x̂ on held-out clips without captions, mean over t, by task; averaged weights."""
+    clips = held_out(run, run.args.validation_videos)
+    size = len(clips)
+    pipe, report = run.pipeline(), {}
+    unet, no_text = pipe.unet, None if run.text is None else pipe.encode_prompt("")[0]
+    for task, name in enumerate(TASKS):
+        only = [float(i == task) for i in range(len(TASKS))]
+        errors = []
+        for start in range(0, size, 16):
+            x = to_model(clips[start : start + 16], run.accelerator.device)
+            noise = draw(tuple(x.shape), only, run.args.seed + 1, start, 0, x.device)
+            text = None if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
+            weighting = run.args.weighting
+            errors.append(diffusion_loss(unet, run.scheduler, x, noise, weighting, conditions=text)[1])
+        report[f"validation/{name}"] = torch.cat(errors).mean().item()
+    for given, length in {(run.data.num_frames // 2, run.data.num_frames), (5, 10)}:
+        if 0 < given < length <= run.data.num_frames:
+            report |= one_call(run, unet, clips[:, :length], given, no_text)
+    return report
+
+
+def one_call(run: Run, unet: Any, clips: Tensor, given: int, no_text: Tensor | None) -> dict[str, float]:
+    """The error of ONE network call at t = 1 on the frames after the first `given`.
+
+    Squared, on [0, 1], summed over a frame's pixels; mean over clips, for all predicted frames together, the first
+    and the last of them. It is the error of the best point prediction that the network can make, and shows first
+    whether it follows motion.
+    """
+    frames = []
+    for start in range(0, len(clips), 16):
+        x = to_model(clips[start : start + 16], run.accelerator.device)
+        generator = torch.Generator(x.device).manual_seed(start)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        mask = (torch.arange(x.shape[2], device=x.device) < given).expand(len(x), -1)
+        time = torch.full((len(x),), float(run.scheduler.config.num_train_timesteps), device=x.device)
+        text = {} if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
+        z = run.scheduler.add_noise(x, noise, time)
+        output = unet(model_input(z, x, mask, unet.config.in_channels), time, **text).sample.float()
+        estimate = run.scheduler.predict_original(output, time, z).clamp(-1, 1)
+        frames.append(((estimate - x) / 2).square().sum((1, 3, 4))[:, given:])
+    by_frame = torch.cat(frames).mean(0)
+    name = f"validation/one_call_{given}_to_{len(by_frame)}"
+    values = {"": by_frame.mean(), "_next": by_frame[0], "_last": by_frame[-1]}
+    return {f"{name}{key}": value.item() for key, value in values.items()}
+
+
+def sample_grid(run: Run) -> Tensor:
+    """A grid uint8 `[H, W, C]`: rows are clips (two generated, two predicted from half their frames)."""
+    pipe = run.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    clips = held_out(run, 2)
+    given = clips[:, : run.data.num_frames // 2].permute(0, 1, 4, 2, 3).float() / 255
+    common: dict[str, Any] = {"num_inference_steps": 20, "output_type": "np"}
+    common |= {"return_dict": False, "generator": torch.Generator().manual_seed(0)}
+    free, bound = pipe(num_videos_per_prompt=2, **common)[0], pipe(video=given, **common)[0]
+    rows = torch.cat([torch.as_tensor(free), torch.as_tensor(bound)])  # [4, F, H, W, C]
+    grid = rows.permute(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, rows.shape[-1])
+    return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
