@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from video_diffusion.evaluation.report import markdown_table
+from video_diffusion.metrics import PSNR_PAPER_OFFSET
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -43,10 +44,14 @@ def readme_table(found: dict[tuple[str, str], dict[str, Any]]) -> str:
     rows = [["", *columns, "the paper"]]
     cells = [f"{fvd[column]:.1f}" for column in columns.values()]
     rows.append([f"FVD, 10 frames, {report['num_videos']} clips ↓", *cells, known["fvd/10"]])
-    for metric, label, digits in (("psnr", "PSNR, dB ↑", 2), ("ssim", "SSIM ↑", 3), ("lpips", "LPIPS ↓", 3)):
-        horizons = [figures[metric][column]["first_frames"][last][metric] for column in columns.values()]
-        paper = known.get(f"{metric}/{last}", f"{float(known[f'psnr_paper/{last}']) - 42.11:.2f}")
-        rows.append([label, *(f"{value:.{digits}f}" for value in horizons), paper])
+    known[f"psnr/{last}"] = f"{float(known[f'psnr_paper/{last}']) - PSNR_PAPER_OFFSET:.2f}"
+    shown = {"mse": ("squared error of a frame ↓", 1), "psnr": ("PSNR, dB ↑", 2), "ssim": ("SSIM ↑", 3)}
+    for metric, (label, digits) in {**shown, "lpips": ("LPIPS ↓", 3)}.items():
+        values = {c: figures[metric][c]["first_frames"][last][metric] for c in columns.values()}
+        cells = [f"{value:.{digits}f}" for value in values.values()]
+        if metric == "psnr":  # where a frame is exact it is infinite, which happens to a perfect sampler only
+            cells[list(values).index("best_sample")] = "–"
+        rows.append([label, *cells, known.get(f"{metric}/{last}", "–")])
     return markdown_table(rows)
 
 
