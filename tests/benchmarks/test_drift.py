@@ -80,7 +80,7 @@ def test_smoothing_is_a_mean_over_the_frames_around():
 def test_a_chart_has_its_lines_in_their_colours_and_leaves_gaps_out():
     lines = {"rising": [0.0, 0.5, 1.0], "gap": [1.0, None, 1.0], "across": [0.25]}
     image = draw_panels([Panel("title", lines, {0: "a", 2: "c"}, (0, 1))], colours_of(list(lines)), per_row=1)
-    axes = image[30:215]  # without the legend
+    axes = image[20:235]  # without the legend
     ys = {}
     for name, colour in colours_of(list(lines)).items():
         rows, columns = np.nonzero((axes == colour).all(-1))

@@ -31,7 +31,7 @@ def test_the_public_names_bring_in_no_optional_package_and_only_modules_that_the
     modules = modules_after(f"from video_diffusion import {', '.join(names)}")
     assert not modules & set(OPTIONAL)
     ours = {name.removeprefix("video_diffusion.") for name in modules if name.startswith("video_diffusion.")}
-    assert {"denoiser", "pipeline", "scheduler"} <= ours
+    assert {"model.denoiser", "model.pipeline", "model.scheduler"} <= ours
     assert not {name for name in ours if name.startswith(("data", "metrics", "evaluation", "commands", "cli"))}
 
 

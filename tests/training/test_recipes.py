@@ -48,22 +48,14 @@ def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
         "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
         "SCALE": "tiny-cpu",
         "OUT": str(tmp_path / "runs"),
-        "LAUNCH": sys.executable,
+        "TRAIN": f"{sys.executable} training/train.py",
         "OMP_NUM_THREADS": "1",
     }
     flags = [
-        "--digits",
-        str(digits),
-        "--block_out_channels",
-        "64",
-        "64",
-        "--spatial_attention",
-        "0",
-        "1",
-        "--layers_per_block",
-        "1",
+        *("--digits", str(digits), "--block_out_channels", "64", "64", "--layers_per_block", "1", "0"),
+        *("--transformer_layers", "1", "--max_steps", "3", "--per_device_batch_size", "1", "--num_frames", "2"),
+        *("--image_size", "32", "--num_digits", "1", "--validation_steps", "0"),
     ]
-    flags += ["--max_steps", "3", "--per_device_batch_size", "1", "--num_frames", "2", "--validation_videos", "1"]
     recipe = ["bash", str(ROOT / "training" / "recipes" / "moving-mnist.sh"), *flags]
     part = subprocess.run(recipe, env=environment | {"PART_MINUTES": "0"}, capture_output=True, text=True)
     assert part.returncode == 3, part.stderr

@@ -432,8 +432,7 @@ def export_folder(
         pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
         if variant is not None:
             _save_half(parts, draft, variant, max_shard_size)
-        for part in (pipeline, *parts.values()):
-            _write_code(type(part).__name__, draft, link)
+        write_code((pipeline, *parts.values()), draft, link)
         for folder in extras:
             _keep_other_files(folder, draft)
         forget_origin(draft)
@@ -464,18 +463,18 @@ def _save_half(parts: Mapping[str, Any], folder: Path, variant: str, max_shard_s
             half.save_pretrained(str(folder / name), variant=variant, max_shard_size=max_shard_size)
 
 
-def _write_code(class_name: str, folder: Path, link: bool) -> None:
-    """Puts the files of one of our classes to their places in `folder`; nothing for other classes."""
-    if class_name not in CODE_FILES:
-        return
-    place, source = CODE_FILES[class_name]
-    files = {folder / place: source}
-    files |= {(folder / place).with_name(name): source.with_name(name) for name in SIBLINGS.get(class_name, ())}
-    for target, file in files.items():
-        if link:
-            target.symlink_to(os.path.relpath(file, target.parent))
-        else:
-            shutil.copyfile(file, target)
+def write_code(parts: Iterable[Any], folder: Path, link: bool = False) -> None:
+    """Puts the files of our classes among `parts` to their places in `folder`, as copies or as relative links."""
+    for class_name in [type(part).__name__ for part in parts if type(part).__name__ in CODE_FILES]:
+        place, source = CODE_FILES[class_name]
+        files = {folder / place: source}
+        files |= {(folder / place).with_name(name): source.with_name(name) for name in SIBLINGS.get(class_name, ())}
+        for target, file in files.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if link:
+                target.symlink_to(os.path.relpath(file, target.parent))
+            else:
+                shutil.copyfile(file, target)
 
 
 def _keep_other_files(source: Path, folder: Path) -> None:

@@ -347,7 +347,8 @@ def check_text(pipeline: Any, texts: Mapping[str, Any], clip_skip: Any) -> None:
         text, embeds = texts[name], texts[f"{name}_embeds"]
         if text is not None and embeds is not None:
             raise ValueError(f"`{name}` and `{name}_embeds` are both given, expected at most one of them.")
-        if not all(isinstance(item, str) for item in (text if isinstance(text, list) else [text or ""])):
+        items = text if isinstance(text, list) else [] if text is None else [text]
+        if not all(isinstance(item, str) for item in items):
             raise ValueError(f"`{name}` is {shown(text)}, expected a string or a list of strings.")
         if text is not None and (pipeline.text_encoder is None or pipeline.tokenizer is None):
             raise ValueError(f"`{name}` is {shown(text)}, expected None: the pipeline has no text encoder.")
@@ -625,6 +626,8 @@ def check_frame_indices(frame_indices: Sequence[int] | None, num_given: int, num
         indices = [index(place) for place in places]
     except TypeError as error:
         raise ValueError(f"`frame_indices` is {shown(frame_indices)}, expected a list of integers.") from error
+    if frame_indices is None and num_given > num_frames:
+        raise ValueError(f"`video` has {num_given} frames, expected fewer than `num_frames`, {num_frames}.")
     if any(not 0 <= place < num_frames for place in indices):
         raise ValueError(f"`frame_indices` is {indices}, expected places in 0..{num_frames - 1}.")
     if len(set(indices)) < len(indices):

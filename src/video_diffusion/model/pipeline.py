@@ -221,10 +221,13 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         made.generation_config = dict(getattr(pipeline, "generation_config", {}))
         return made
 
-    def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: Any, safe_serialization: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Writes the components, `model_index.json` and `generation_config.json`; arguments as in diffusers.
 
-        What `torch.compile` or DDP wrapped is saved without its wrapper.
+        What `torch.compile` or DDP wrapped is saved without its wrapper. With `push_to_hub` the code is beside it,
+        because diffusers reads no repository without. The method `push_to_hub` uploads more: card, samples, variants.
 
         Raises:
             ValueError: where a component holds what its folder could not, or a pickle is asked for.
@@ -237,8 +240,12 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if any(bare[name] is not part for name, part in self.components.items()):
             pipeline = type(self)(**bare)
             pipeline.generation_config = self.generation_config
-            return pipeline.save_pretrained(save_directory, **kwargs)
-        return super().save_pretrained(str(save_directory), **kwargs)
+            return pipeline.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if push_to_hub:
+            import video_diffusion.hub.folder as hub
+
+            hub.write_code((self, *bare.values()), Path(save_directory))
+        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json` and what belongs beside it, after the components and before an upload."""
