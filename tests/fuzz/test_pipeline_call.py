@@ -156,7 +156,7 @@ def test_junk_is_refused_by_the_name_of_an_argument_or_makes_a_clip_and_never_ha
         assert any(name in NAMES or name == "unet" for name in named), (case, options, str(error))
         refused += 1
     assert refused > CASES / 2
-    assert made > CASES / 20
+    assert made > 2
 
 
 @pytest.mark.parametrize("name", NAMES)
