@@ -20,8 +20,10 @@ from video_diffusion.demo.studio import Studio
 pytest.importorskip("gradio")
 
 SIZE, FRAMES = 32, 5
-LIMITS = Limits(upload_bytes=100_000, calls=40, frames=30)
-QUICK = ("dpm++", 1, 0.3, 0, 1, 0)  # sampler, steps, γ, guidance, history guidance, seed
+LIMITS = Limits(upload_bytes=100_000, work=40 * FRAMES * SIZE * SIZE, frames=30)
+HOW = {"clips": 1, "sampler": "dpm++", "steps": 1, "gamma": 0.3, "guidance": 0, "history": 1}
+HOW |= {"order": "autoregressive", "seed": 0}
+QUICK = tuple(HOW.values())
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,10 @@ def predict(url, files, frames=FRAMES, given=2):
     return call(url, "predict", "Upload", 0, files, given, frames, *QUICK)
 
 
+def generate(url, frames, settings=QUICK, prompt="", follow=1):
+    return call(url, "generate", prompt, "", follow, frames, *settings)
+
+
 def refused(message, *asked):
     with pytest.raises(RuntimeError, match=message):
         call(*asked)
@@ -66,8 +72,8 @@ def test_an_uploaded_file_stays_in_the_servers_folder_whatever_it_is_called(url,
     assert ".." not in path.parts
     assert not Path("/etc/cron.d/evil").exists()
     assert not Path("/tmp/evil.gif").exists()
-    clip, _, _, summary, _ = predict(url, as_file(str(path)))
-    assert summary.startswith(f"{FRAMES} frames, 1 steps of dpm++")
+    clip, _, _, summary, *_ = predict(url, as_file(str(path)))
+    assert f"{FRAMES} frames, 1 steps of dpm++" in summary
     assert clip["path"].endswith(".gif")
 
 
@@ -130,45 +136,50 @@ def test_a_message_is_text_and_no_html(url):
 
 # ------------------------------------------------------------------------------------------------------------- numbers
 @pytest.mark.parametrize(
-    ("frames", "settings"),
+    ("frames", "changes"),
     [
-        (10**6, QUICK),
-        (-1, QUICK),
-        (3.5, QUICK),
-        ("3", QUICK),
-        (True, QUICK),
-        (None, QUICK),
-        ([3], QUICK),
-        (float("nan"), QUICK),
-        (float("inf"), QUICK),
-        (3, ("dpm++", float("nan"), 0.3, 0, 1, 0)),
-        (3, ("ancestral", 1, float("nan"), 0, 1, 0)),
-        (3, ("ancestral", 1, 0.3, float("nan"), 1, 0)),
-        (3, ("dpm++", 1, 0.3, 0, float("nan"), 0)),
-        (3, ("dpm++", 1, 0.3, 0, 10**6, 0)),
-        (3, ("dpm++", 1, 0.3, 0, 2, 0)),
-        (3, ("dpm++", 10**6, 0.3, 0, 1, 0)),
-        (3, ("dpm++", 0, 0.3, 0, 1, 0)),
-        (3, ("dpm++", 1.5, 0.3, 0, 1, 0)),
-        (3, ("__import__", 1, 0.3, 0, 1, 0)),
-        (3, ("ancestral", 1, 7, 0, 1, 0)),
-        (3, ("ancestral", 1, 0.3, 10**6, 1, 0)),
-        (3, ("ancestral", 1, 0.3, 1, 1, 0)),
-        (3, ("dpm++", 1, 0.3, 0, 1, -1)),
-        (3, ("dpm++", 1, 0.3, 0, 1, 2**64)),
+        (10**6, {}),
+        (-1, {}),
+        (3.5, {}),
+        ("3", {}),
+        (True, {}),
+        (None, {}),
+        ([3], {}),
+        (float("nan"), {}),
+        (float("inf"), {}),
+        (3, {"steps": float("nan")}),
+        (3, {"sampler": "ancestral", "gamma": float("nan")}),
+        (3, {"sampler": "ancestral", "guidance": float("nan")}),
+        (3, {"history": float("nan")}),
+        (3, {"history": 10**6}),
+        (3, {"history": 2}),
+        (3, {"steps": 10**6}),
+        (3, {"steps": 0}),
+        (3, {"steps": 1.5}),
+        (3, {"clips": 0}),
+        (3, {"clips": 5}),
+        (3, {"clips": float("nan")}),
+        (3, {"order": "forever"}),
+        (3, {"sampler": "__import__"}),
+        (3, {"sampler": "ancestral", "gamma": 7}),
+        (3, {"sampler": "ancestral", "guidance": 10**6}),
+        (3, {"sampler": "ancestral", "guidance": 1}),
+        (3, {"seed": -1}),
+        (3, {"seed": 2**64}),
     ],
 )
-def test_a_number_beyond_its_slider_is_refused_and_the_model_is_not_run(url, studio, monkeypatch, frames, settings):
+def test_a_number_beyond_its_slider_is_refused_and_the_model_is_not_run(url, studio, monkeypatch, frames, changes):
     monkeypatch.setattr(studio, "sample", lambda *given: pytest.fail("the model was run"))
     with pytest.raises(RuntimeError):
-        call(url, "generate", frames, *settings)
+        generate(url, frames, tuple((HOW | changes).values()))
 
 
 def test_numbers_within_their_sliders_that_are_too_much_together_are_refused(url):
-    message = "This clip takes 20 steps in each of .* windows, .* network calls; the demo makes at most 40"
-    refused(message, url, "long_video", "Nothing", 0, None, 1, 30, "autoregressive", "dpm++", 20, 0.3, 0, 1, 0)
-    refused("expected fewer than all of them", url, "predict", "Data set", 0, None, 4, 4, *QUICK)
-    refused("not in the list of choices", url, "long_video", "Nothing", 0, None, 1, 30, "forever", *QUICK)
+    many = tuple((HOW | {"steps": 20}).values())
+    refused("This takes .* network calls .* at most 40", url, "generate", "", "", 1, 30, *many)
+    several = tuple((HOW | {"steps": 11, "clips": 4}).values())
+    refused("This takes 44 network calls .* at most 40", url, "generate", "", "", 1, FRAMES, *several)
+    refused("expected fewer than all of them", url, "predict", "Test clip", 0, None, 4, 4, *QUICK)
 
 
 def test_a_call_that_is_no_json_or_has_too_few_values_is_refused(url):
@@ -181,12 +192,12 @@ def test_a_call_that_is_no_json_or_has_too_few_values_is_refused(url):
 
 
 def test_a_prompt_is_answered_by_a_message_where_the_model_reads_none(url):
-    refused("This model has no text encoder", url, "text", "a 3", "", 3, 3, *QUICK)
+    refused("This model has no text encoder", url, "generate", "a 3", "", 3, 3, *QUICK)
 
 
-def test_programs_can_call_the_five_tabs_and_nothing_else(url):
+def test_programs_can_call_the_three_tabs_and_nothing_else(url):
     info = json.loads(request(f"{url}/gradio_api/info"))
-    assert sorted(info["named_endpoints"]) == ["/generate", "/interpolate", "/long_video", "/predict", "/text"]
+    assert sorted(info["named_endpoints"]) == ["/generate", "/interpolate", "/predict"]
     assert info["unnamed_endpoints"] == {}
     page = json.loads(request(f"{url}/config"))
     assert not page.get("analytics_enabled", False)
@@ -201,7 +212,8 @@ def test_the_command_listens_on_this_machine_only_and_bounds_images_and_uploads(
     monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
     seen = {}
     monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: seen.update(options, page=page))
-    assert main(["demo", "--port", "7999"]) == 0
+    monkeypatch.setattr("video_diffusion.demo.page.finished_clips", lambda studio: {})
+    assert main(["demo", "--port", "7999", "--dtype", "float32"]) == 0
     assert seen["server_name"] is None  # gradio's own default: 127.0.0.1
     assert seen["server_port"] == 7999
     assert seen["max_file_size"] == Limits().upload_bytes

@@ -16,13 +16,13 @@ def free_port():
 
 
 @contextmanager
-def serving(studio):
+def serving(studio, examples=None):
     """Serves a studio as `video-diffusion demo` does; gives the page's address."""
     from video_diffusion.demo.page import build, launch_options
 
     options = {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
     for attempt in range(3):
-        page, port = build(studio), free_port()
+        page, port = build(studio, examples), free_port()
         try:
             page.launch(server_port=port, **options, **launch_options(studio.limits))
             break

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from video_diffusion.commands.generate import add_device
 from video_diffusion.commands.hub import LOGIN, add_destination, destination
 from video_diffusion.commands.report import add_json, report
 
@@ -12,11 +13,12 @@ def register(subparsers: Any) -> None:
     demo = subparsers.add_parser(
         "demo",
         help="open the demo in the browser",
-        description="Serves a page that makes clips, on the CPU: generate, predict, interpolate, long video, text.",
+        description="Serves a page that continues clips, creates them, also from text, and fills gaps.",
     )
     demo.add_argument("--model", default="moving-mnist", help="embedded, folder or Hub id (default: %(default)s)")
     demo.add_argument("--host", help="address to listen at; 0.0.0.0 is all (default: this machine only)")
     demo.add_argument("--port", type=int, help="default: the first free one from 7860")
+    add_device(demo)
     demo.set_defaults(run=run_demo)
 
     space = subparsers.add_parser("space", help="publish the demo on the Hub")
@@ -40,7 +42,7 @@ def run_demo(args: argparse.Namespace) -> None:
         from video_diffusion.demo.page import serve
     except ImportError as error:
         raise ImportError(f"The demo needs gradio: pip install 'video-diffusion[demo]' ({error}).") from error
-    serve(args.model, args.host, args.port)
+    serve(args.model, args.host, args.port, args.device, args.dtype)
 
 
 def run_push(args: argparse.Namespace) -> None:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from video_diffusion.model.windows import SCHEMES
-from video_diffusion.sampling import SAMPLERS
+from video_diffusion.sampling import OWN_SAMPLER, SAMPLERS
 
 SEEDS = 2**32  # a seed is one of 0..SEEDS−1
-OWN_SAMPLER = "ancestral"  # the one that knows γ and reconstruction guidance
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,10 @@ class Limits:
 
     Args:
         frames: of a clip.
+        clips: made at once.
         steps: network calls of a window.
-        calls: network calls of a clip, over all of its windows.
+        work: pixels that the network sees in all: pixels of a frame × frames of a window × calls of all windows and
+            clips. The default is 300 calls on 20 frames of 64×64 pixels.
         guidance: of text and of reconstruction.
         history: guidance on the given frames.
         characters: of a prompt.
@@ -30,8 +31,9 @@ class Limits:
     """
 
     frames: int = 60
+    clips: int = 4
     steps: int = 50
-    calls: int = 300
+    work: int = 300 * 20 * 64 * 64
     guidance: float = 20.0
     history: float = 5.0
     characters: int = 200
@@ -44,28 +46,39 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a clip is sampled; the defaults are fast on two CPU cores.
+    """How clips are sampled.
 
     Args:
+        clips: how many; clip i comes from the seed `seed` + i.
         sampler: one of `SAMPLERS`.
         steps: network calls of a window.
         gamma: noise of the ancestral sampler, 0 to 1; the other samplers have none and do not look at it.
-        seed: of the noise.
         guidance: weight of reconstruction guidance; 0 is none.
-        history: guidance on the given frames, with any sampler; 1 is none, another takes a second call a step.
+        history: guidance on the given frames, with any sampler; 1 is none.
+        order: of the windows of a long clip, one of `SCHEMES`.
+        seed: of the noise.
+        prompt: what the clip shows; "" is no text.
+        away_from: what the guidance leads away from.
+        follow: weight of classifier-free guidance, used with a prompt; 1 is none.
     """
 
+    clips: int = 1
     sampler: str = "dpm++"
-    steps: int = 10
+    steps: int = 20
     gamma: float = 0.3
-    seed: int = 0
     guidance: float = 0.0
     history: float = 1.0
+    order: str = SCHEMES[0]
+    seed: int = 0
+    prompt: str = ""
+    away_from: str = ""
+    follow: float = 1.0
 
     @property
     def calls(self) -> int:
-        """Network calls of a window."""
-        return self.steps if self.history == 1 else 2 * self.steps
+        """Network calls of one clip in one window: each kind of guidance costs another call a step."""
+        kinds = (self.guidance > 0, self.history != 1, bool(self.prompt) and self.follow != 1)
+        return self.steps * (1 + sum(kinds))
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
@@ -104,11 +117,6 @@ def words(name: str, value: Any, longest: int) -> str:
     return " ".join(text.split())
 
 
-def scheme(value: Any) -> str:
-    """The name of a window plan; raises ValueError where it is none."""
-    return choice("window scheme", value, SCHEMES)
-
-
 def check_settings(settings: Settings, limits: Limits) -> Settings:
     """The settings with their proper types.
 
@@ -117,12 +125,17 @@ def check_settings(settings: Settings, limits: Limits) -> Settings:
             of it at once.
     """
     checked = Settings(
+        clips=whole("clips", settings.clips, 1, limits.clips),
         sampler=choice("sampler", settings.sampler, tuple(SAMPLERS)),
         steps=whole("steps", settings.steps, 1, limits.steps),
         gamma=number("γ", settings.gamma, 0, 1),
-        seed=whole("seed", settings.seed, 0, SEEDS - 1),
         guidance=number("guidance", settings.guidance, 0, limits.guidance),
         history=number("history guidance", settings.history, 1, limits.history),
+        order=choice("order", settings.order, SCHEMES),
+        seed=whole("seed", settings.seed, 0, SEEDS - 1),
+        prompt=words("prompt", settings.prompt, limits.characters),
+        away_from=words("away from", settings.away_from, limits.characters),
+        follow=number("follow", settings.follow, 1, limits.guidance),
     )
     if checked.guidance > 0 and checked.sampler != OWN_SAMPLER:
         raise ValueError(
@@ -135,13 +148,26 @@ def check_settings(settings: Settings, limits: Limits) -> Settings:
     return checked
 
 
-def check_calls(settings: Settings, windows: int, limits: Limits) -> None:
-    """Refuses a clip that would take more network calls than the limit. Raises ValueError."""
-    calls = settings.calls * windows
-    if calls > limits.calls:
+def check_work(settings: Settings, windows: int, frames: int, height: int, width: int, limits: Limits) -> None:
+    """Refuses what would keep the machine busy for too long.
+
+    Args:
+        settings: of the clips.
+        windows: of a clip.
+        frames: of a window.
+        height: of a frame, in pixels.
+        width: likewise.
+        limits: of the work.
+
+    Raises:
+        ValueError: where it is too much, with what is possible.
+    """
+    calls, most = settings.calls * windows * settings.clips, limits.work // (frames * height * width)
+    if calls > most:
+        parts = f"{settings.calls} calls in each of {windows} windows for each of {settings.clips} clips"
         raise ValueError(
-            f"This clip takes {settings.steps} steps in each of {windows} windows, {calls} network calls; the demo "
-            f"makes at most {limits.calls}. Ask for fewer steps or frames."
+            f"This takes {calls} network calls ({parts}); the demo makes at most {most} with {frames} frames of "
+            f"{width}×{height} pixels. Ask for fewer frames, clips or steps."
         )
 
 

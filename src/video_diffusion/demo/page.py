@@ -1,33 +1,146 @@
-"""The page: five tabs over one `Studio`. This module needs gradio."""
+"""The page: three tabs on the left, what was made on the right, examples below; over one `Studio`. It needs gradio."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
 
-from video_diffusion.demo.limits import Limits
-from video_diffusion.demo.parts import DATASET, DRAWING, NOTHING, UPLOAD, Controls, Frames, Shown, counter, settings
-from video_diffusion.demo.studio import NO_TEXT, Studio
-from video_diffusion.model.windows import SCHEMES
-from video_diffusion.sampling import Task
+from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, Asked, read_query
+from video_diffusion.demo.limits import Limits, Settings
+from video_diffusion.demo.parts import DATASET, DRAWING, PRIVATE, Controls, Frames, Shown, counter, refusing
+from video_diffusion.demo.studio import Result, Studio
 
-WAITING = 16  # visitors in the queue; the next one is asked to come back
-CSS = ".pixels img { image-rendering: pixelated; } .seed { align-items: end; }"
-HEAD = """# Video diffusion
-One model makes clips of moving digits from noise, continues them, fills the gap between frames and makes long ones.
-It works on frames of {width}×{height} pixels. Given frames have an orange border in the result. More steps are slower.
+WAITING = 32  # visitors in the queue; the next one is asked to come back
+HEAD = """# Moving digits
+A diffusion model continues clips, makes new ones and fills gaps. An orange border marks the frames that it was given.
 """
+CSS = """
+.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+.pixels img { image-rendering: pixelated; }
+.beside { align-items: end; }
+.big { min-height: 56px; font-size: 1.15rem; }
+@media (max-width: 700px) { .examples .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+"""
+SEARCH = "() => window.location.search"
+REMEMBER = """query => {
+  const address = new URL(window.location), theme = address.searchParams.get('__theme')
+  address.search = query
+  if (theme) address.searchParams.set('__theme', theme)
+  history.replaceState(null, '', address)
+  if (window.parent !== window) window.parent.postMessage({queryString: query}, 'https://huggingface.co')
+  return query ? address.href : ''
+}"""
+NO_LINK = "Your own frames are in no link: keep the GIF or the MP4."
+
+Examples = Mapping[str, tuple[Asked, Result]]
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The page with its queue: one worker, so one clip at a time for all visitors together."""
-    with gr.Blocks(title="Video diffusion", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(HEAD.format(width=studio.width, height=studio.height))
-        with gr.Tabs():
-            for name, tab in TABS.items():
-                with gr.Tab(name, id=name.lower()):
-                    tab(studio)
+@dataclass
+class Panel:
+    """A tab.
+
+    Args:
+        kind: of what is asked there.
+        button: that asks.
+        triggers: further events that ask.
+        make: what it calls.
+        inputs: the components, in the order of the arguments of `make`.
+        controls: the components by the names of what they set in `Asked` and `Settings`.
+    """
+
+    kind: str
+    button: gr.Button
+    triggers: list[Any]
+    make: Callable[..., Any]
+    inputs: list[Any]
+    controls: dict[str, Any]
+
+    def fill(self, asked: Asked) -> dict[Any, Any]:
+        """The values of the components for a request."""
+        values = asdict(asked.settings) | {"frames": asked.frames, "given": asked.given, "clip": asked.clip}
+        values["source"] = DATASET
+        return {component: values[name] for name, component in self.controls.items()}
+
+
+def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
+    """The page with its queue: one worker, so one clip at a time for all visitors together.
+
+    Args:
+        studio: makes the clips.
+        examples: finished ones, by their titles; the first is there when the page opens.
+    """
+    finished = list((examples or {}).values())
+    with gr.Blocks(title="Video diffusion: moving digits", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(HEAD)
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
+                panels: dict[str, Panel] = {}
+                for kind, (title, make_panel) in TABS.items():
+                    with gr.Tab(title, id=kind):
+                        panels[kind] = make_panel(studio)
+            with gr.Column(scale=6, min_width=320):
+                shown = Shown(finished[0][1] if finished else None)
+        for panel in panels.values():
+            connect(panel, shown)
+        everything = [tabs, *(component for panel in panels.values() for component in panel.controls.values())]
+
+        def set_all(asked: Asked) -> dict[Any, Any]:
+            return {tabs: gr.Tabs(selected=asked.kind), **panels[asked.kind].fill(asked)}
+
+        if examples:
+            connect_examples(examples, shown, everything, set_all)
+
+        def open_link(query: str) -> dict[Any, Any]:
+            asked = refusing(read_query, query, studio.limits, studio.trained)
+            if asked is None:
+                return {tabs: gr.Tabs()}
+            gr.Info("The settings of the link are set: press the button to make the clip.")
+            return set_all(asked)
+
+        page.load(open_link, shown.query, everything, js=SEARCH, **PRIVATE | {"queue": True})  # so that it can speak
     return page.queue(max_size=WAITING)
+
+
+def connect(panel: Panel, shown: Shown) -> None:
+    """Connects a tab with what is shown: one worker for all tabs, and the name of the call for programs."""
+    made = gr.on(
+        [panel.button.click, *panel.triggers],
+        panel.make,
+        panel.inputs,
+        shown.outputs,
+        api_name=panel.kind,
+        concurrency_id="model",
+        concurrency_limit=1,
+        show_progress_on=shown.clip,
+        scroll_to_output=True,
+    )
+    made.success(None, shown.query, shown.link, js=REMEMBER, **PRIVATE)
+
+
+def connect_examples(
+    examples: Examples, shown: Shown, everything: list[Any], set_all: Callable[[Asked], dict[Any, Any]]
+) -> None:
+    """A gallery of finished clips that play; the one that is pressed is shown, and its settings are set."""
+    finished = list(examples.values())
+    gallery = gr.Gallery(
+        [(result.shown, title) for title, (_, result) in examples.items()],
+        label="Examples: press one to see it with its settings",
+        columns=len(examples),
+        allow_preview=False,
+        object_fit="contain",
+        interactive=False,
+        height="auto",
+        elem_classes=["examples", "pixels"],
+        buttons=[],
+    )
+
+    def show(event: gr.SelectData) -> dict[Any, Any]:
+        asked, result = finished[int(event.index)]
+        return {**dict(zip(shown.outputs, shown.answer(result), strict=True)), **set_all(asked)}
+
+    chosen = gallery.select(show, None, [*shown.outputs, *everything], **PRIVATE)
+    chosen.success(None, shown.query, shown.link, js=REMEMBER, **PRIVATE)
 
 
 def launch_options(limits: Limits) -> dict[str, Any]:
@@ -45,87 +158,31 @@ def launch_options(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _run(button: gr.Button, make: Callable[..., Any], inputs: list[Any], shown: Shown, name: str) -> None:
-    """Connects a button: one worker for all of them, and the name of the call for programs."""
-    button.click(
-        make,
-        inputs,
-        shown.outputs,
-        api_name=name,
-        concurrency_id="model",
-        concurrency_limit=1,
-        show_progress_on=shown.clip,
-        scroll_to_output=True,
-    )
-
-
-def _examples(inputs: list[Any], rows: dict[str, list[Any]]) -> None:
-    """Buttons that fill in the controls."""
-    gr.Examples(list(rows.values()), inputs, example_labels=list(rows), label="Examples", cache_examples=False)
-
-
 # ------------------------------------------------------------------------------------------------------------ the tabs
-def generate_tab(studio: Studio) -> None:
-    """Clips from noise, up to the trained length."""
-    with gr.Row():
-        with gr.Column():
-            frames = counter(2, studio.trained, studio.trained, label="Frames")
-            controls = Controls(studio, guided=False)
-            button = gr.Button("Generate", variant="primary")
-            rows = {f"{name}, {steps} steps": [name, steps, 1] for name, steps in _pairs(studio)}
-            _examples([controls.sampler, controls.steps, controls.seed], rows)
-        with gr.Column():
-            shown = Shown()
-
-    def generate(
-        frames: float,
-        sampler: str,
-        steps: float,
-        gamma: float,
-        guidance: float,
-        history: float,
-        seed: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio finds it
-    ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, history, seed)
-        return shown.answer(lambda: studio.make(Task([], frames), chosen, progress))  # type: ignore[arg-type]
-
-    _run(button, generate, [frames, *controls.values], shown, "generate")
-
-
-def _pairs(studio: Studio) -> list[tuple[str, int]]:
-    """Samplers with numbers of steps that show how they differ."""
-    wanted = {"dpm++": 5, "unipc": 10, "ancestral": 30}
-    return [(name, steps) for name, steps in wanted.items() if name in studio.samplers]
-
-
-def predict_tab(studio: Studio) -> None:
+def continue_panel(studio: Studio) -> Panel:
     """The next frames of a clip."""
-    _given_tab(studio, "Predict", both_ends=False, most=studio.trained - 1, usual=studio.trained // 2)
+    most = studio.trained - 1
+    return given_panel(studio, CONTINUE, "Continue the clip", most, min(5, most), example=8)
 
 
-def interpolate_tab(studio: Studio) -> None:
+def between_panel(studio: Studio) -> Panel:
     """The frames between the first and the last ones."""
-    _given_tab(studio, "Interpolate", both_ends=True, most=(studio.trained - 1) // 2, usual=1)
+    return given_panel(studio, BETWEEN, "Fill the gap", (studio.trained - 1) // 2, 1, example=3)
 
 
-def _given_tab(studio: Studio, name: str, both_ends: bool, most: int, usual: int) -> None:
-    with gr.Row():
-        with gr.Column():
-            source = Frames(studio, (DATASET, UPLOAD, DRAWING), example=3)
-            with gr.Row():
-                label, info = (
-                    ("Given at each end", None) if both_ends else ("Given", "of a drawing, all of its frames")
-                )
-                given = counter(1, most, usual, label=label, info=info)
-                frames = counter(2, studio.trained, studio.trained, label="Frames", info="given and made")
-            controls = Controls(studio, guided=True)
-            button = gr.Button(name, variant="primary")
-            rows = {"test clip 3": [DATASET, 3, usual], "test clip 21": [DATASET, 21, usual]}
-            rows["the most that can be given"] = [DATASET, 8, most]
-            _examples([source.source, source.index, given], rows)
-        with gr.Column():
-            shown = Shown()
+def given_panel(studio: Studio, kind: str, action: str, most: int, usual: int, example: int) -> Panel:
+    """A tab where frames are given."""
+    label = "First frames from" if kind == CONTINUE else "First and last frames from"
+    source = Frames(studio, label, example)
+    button = gr.Button(action, variant="primary", elem_classes="big")
+
+    def counters() -> dict[str, Any]:
+        name = "First frames" if kind == CONTINUE else "Frames at each end"
+        info = "that the model sees; of a drawing, all" if kind == CONTINUE else "that the model sees"
+        given = counter(1, most, usual, label=name, info=info)
+        return {"given": given, "frames": number_of_frames(studio)}
+
+    controls = Controls(studio, counters, guided=True)
 
     def continue_frames(
         source_of_frames: str,
@@ -134,144 +191,140 @@ def _given_tab(studio: Studio, name: str, both_ends: bool, most: int, usual: int
         drawn: Any,
         given: float,
         frames: float,
+        clips: float,
         sampler: str,
         steps: float,
         gamma: float,
         guidance: float,
         history: float,
+        order: str,
         seed: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio finds it
     ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, history, seed)
-        asked = (source_of_frames, clip, files, drawn, given, frames, both_ends)
-        return shown.answer(lambda: studio.make(source.task(*asked), chosen, progress))
+        settings: Any = Settings(clips, sampler, steps, gamma, guidance, history, order, seed)  # type: ignore[arg-type]
 
-    _run(button, continue_frames, [*source.values, given, frames, *controls.values], shown, name.lower())
+        def make() -> Result:
+            number, own = source.read(source_of_frames, clip, files, drawn)
+            known: Any = len(own) if own is not None and source_of_frames == DRAWING and kind == CONTINUE else given
+            return studio.make(Asked(kind, frames, known, number, settings), own, progress)  # type: ignore[arg-type]
 
+        result = refusing(make)
+        if not result.query:
+            gr.Info(NO_LINK)
+        return Shown.answer(result)
 
-def long_tab(studio: Studio) -> None:
-    """Clips beyond the trained length, in windows."""
-    with gr.Row():
-        with gr.Column():
-            source = Frames(studio, (NOTHING, DATASET, UPLOAD, DRAWING), example=3)
-            given = gr.Slider(
-                1,
-                studio.trained - 1,
-                studio.trained // 2,
-                step=1,
-                label="Given",
-                info="of a drawing, all of its frames",
-            )
-            with gr.Row():
-                frames = gr.Slider(
-                    2, studio.limits.frames, 3 * studio.trained, step=1, label="Frames", info="given and made"
-                )
-                order = gr.Dropdown(
-                    list(SCHEMES), value=SCHEMES[0], label="Windows", info="the order they are made in"
-                )
-            controls = Controls(studio, guided=True)
-            button = gr.Button("Make it long", variant="primary")
-            rows = {
-                "from noise, in order": [NOTHING, 20, SCHEMES[0]],
-                "from noise, sparse first": [NOTHING, 25, SCHEMES[1]],
-                "after test clip 3": [DATASET, 30, SCHEMES[0]],
-            }
-            _examples([source.source, frames, order], rows)
-        with gr.Column():
-            shown = Shown()
-
-    def make_long(
-        source_of_frames: str,
-        clip: float,
-        files: Any,
-        drawn: Any,
-        given: float,
-        frames: float,
-        window_scheme: str,
-        sampler: str,
-        steps: float,
-        gamma: float,
-        guidance: float,
-        history: float,
-        seed: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, history, seed)
-        asked = (source_of_frames, clip, files, drawn, given, frames, False)
-        return shown.answer(lambda: studio.make(source.task(*asked), chosen, progress, window_scheme))
-
-    _run(button, make_long, [*source.values, given, frames, order, *controls.values], shown, "long_video")
+    inputs = [*source.values, *controls.counters.values(), *controls.values]
+    named = {"source": source.source, "clip": source.index, **controls.counters, **controls.settings}
+    return Panel(kind, button, [], continue_frames, inputs, named)
 
 
-def text_tab(studio: Studio) -> None:
-    """Clips of what a prompt says, where the model reads text."""
-    with gr.Row():
-        with gr.Column():
-            if not studio.reads_text:
-                gr.Markdown(f"**{NO_TEXT}**")
-            prompt = gr.Textbox(label="Prompt", max_length=studio.limits.characters)
-            negative = gr.Textbox(label="Away from", max_length=studio.limits.characters)
-            with gr.Row():
-                frames = counter(2, studio.trained, studio.trained, label="Frames", info="of the clip")
-                scale = gr.Slider(1, studio.limits.guidance, 3, step=0.5, label="Text guidance", info="1 is none")
-            controls = Controls(studio, guided=False)
-            button = gr.Button("Make it", variant="primary")
-            rows = {text: [text] for text in ("the digits 3 and 8", "the digit 7 moves right")}
-            _examples([prompt], rows)
-        with gr.Column():
-            shown = Shown()
+def create_panel(studio: Studio) -> Panel:
+    """Clips from noise, of what a prompt says where the model reads text."""
+    limits, reads = studio.limits, studio.reads_text
+    prompt = gr.Textbox(
+        label="What it shows (or leave it empty)",
+        placeholder="the digit 3 moves right",
+        max_length=limits.characters,
+        visible=reads,
+    )
+    button = gr.Button("Create a clip", variant="primary", elem_classes="big")
 
-    def text(
+    def counters() -> dict[str, Any]:
+        follow = gr.Slider(
+            1,
+            limits.guidance,
+            studio.usual.follow,
+            step=0.5,
+            label="Follow the prompt",
+            info="weak … strong",
+            visible=reads,
+        )
+        away = gr.Textbox(label="What it does not show", max_length=limits.characters, visible=reads)
+        return {"away_from": away, "follow": follow, "frames": number_of_frames(studio)}
+
+    controls = Controls(studio, counters, guided=False)
+
+    def generate(
         prompt: str,
         away_from: str,
-        text_guidance: float,
+        follow: float,
         frames: float,
+        clips: float,
         sampler: str,
         steps: float,
         gamma: float,
         guidance: float,
         history: float,
+        order: str,
         seed: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        chosen = settings(sampler, steps, gamma, guidance, history, seed)
-        asked = (prompt, away_from, text_guidance, frames, chosen, progress)
-        return shown.answer(lambda: studio.make_from_text(*asked))
+        asked: tuple[Any, ...] = (
+            clips,
+            sampler,
+            steps,
+            gamma,
+            guidance,
+            history,
+            order,
+            seed,
+            prompt,
+            away_from,
+            follow,
+        )
+        settings = Settings(*asked)
+        return Shown.answer(refusing(lambda: studio.make(Asked(CREATE, frames, settings=settings), None, progress)))  # type: ignore[arg-type]
 
-    _run(button, text, [prompt, negative, scale, frames, *controls.values], shown, "text")
+    named = {"prompt": prompt, **controls.counters, **controls.settings}
+    inputs = [prompt, *controls.counters.values(), *controls.values]
+    return Panel(CREATE, button, [prompt.submit], generate, inputs, named)
 
 
-TABS: dict[str, Callable[[Studio], None]] = {
-    "Generate": generate_tab,
-    "Predict": predict_tab,
-    "Interpolate": interpolate_tab,
-    "Long video": long_tab,
-    "Text": text_tab,
+def number_of_frames(studio: Studio) -> Any:
+    """How long a clip is to be."""
+    info = f"the model was trained on {studio.trained}"
+    return gr.Slider(2, studio.limits.frames, studio.trained, step=1, label="Number of frames", info=info)
+
+
+TABS: dict[str, tuple[str, Callable[[Studio], Panel]]] = {
+    CONTINUE: ("Continue", continue_panel),
+    CREATE: ("Create", create_panel),
+    BETWEEN: ("Fill a gap", between_panel),
 }
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
-def serve(model: str, host: str | None = None, port: int | None = None) -> None:
-    """Serves the demo of a model on the CPU until it is stopped.
+def serve(
+    model: str, host: str | None = None, port: int | None = None, device: str | None = None, dtype: str = "auto"
+) -> None:
+    """Serves the demo of a model until it is stopped.
 
     Args:
         model: an embedded one by its name, a folder or a Hub id.
         host: the address to listen at; None: this machine only, or what GRADIO_SERVER_NAME says.
         port: None: the first free one from 7860, or what GRADIO_SERVER_PORT says.
+        device: as in `load_pipeline`.
+        dtype: likewise.
 
     Raises:
         ValueError: where there is no such model.
         OSError: where the port is taken.
     """
-    from diffusers.utils import logging
+    from video_diffusion.sampling import OWN_SAMPLER, load_pipeline
 
-    from video_diffusion import VideoDiffusionPipeline
-    from video_diffusion.hub.folder import resolve_model
-
-    logging.disable_progress_bar()
-    studio = Studio(VideoDiffusionPipeline.from_pretrained(resolve_model(model)))
+    studio = Studio(load_pipeline(model, OWN_SAMPLER, device=device, dtype=dtype), model=model)
     bound_images(studio.limits)
-    build(studio).launch(server_name=host, server_port=port, **launch_options(studio.limits))
+    page = build(studio, finished_clips(studio))
+    page.launch(server_name=host, server_port=port, **launch_options(studio.limits))
+
+
+def finished_clips(studio: Studio) -> Examples:
+    """The examples that come with an embedded model; none with another."""
+    from video_diffusion.demo.examples import write_examples
+    from video_diffusion.hub.folder import embedded_models
+
+    folder = embedded_models().get(studio.model)
+    return {} if folder is None else write_examples(studio, folder)
 
 
 def bound_images(limits: Limits) -> None:

@@ -1,4 +1,4 @@
-"""What the tabs are made of: how to sample, where given frames come from, and the clip that is shown."""
+"""What the page is made of: how to sample, where given frames come from, and what is shown."""
 
 import html
 from collections.abc import Callable
@@ -8,13 +8,15 @@ import gradio as gr
 import numpy as np
 
 from video_diffusion.data.video_io import Clip
-from video_diffusion.demo.limits import OWN_SAMPLER, SEEDS, Settings
-from video_diffusion.demo.studio import TEST_CLIPS, Result, Studio
+from video_diffusion.demo.limits import SEEDS
+from video_diffusion.demo.studio import Result, Studio
 from video_diffusion.demo.uploads import KINDS, moved, read_drawing, read_upload
-from video_diffusion.sampling import Task
+from video_diffusion.model.windows import SCHEMES
+from video_diffusion.sampling import OWN_SAMPLER, TEST_CLIPS
 
-NOTHING, DATASET, UPLOAD, DRAWING = "Nothing", "Data set", "Upload", "Drawing"
+DATASET, UPLOAD, DRAWING = "Test clip", "Upload", "Draw"
 DICE = f"() => Math.floor(Math.random() * {SEEDS})"
+ANOTHER = f"() => Math.floor(Math.random() * {TEST_CLIPS})"
 ONLY = "ancestral sampler only"
 PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 DRAW: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 4}  # can refuse
@@ -51,39 +53,73 @@ def counter(low: int, high: int, value: int, **words: Any) -> Any:
 
 
 class Controls:
-    """How to sample: the components, in the order of `values`, and their reading.
+    """How to sample: the components by the names that `Settings` has for them.
 
     Args:
         studio: says which samplers and limits there are.
-        guided: whether guidance by given frames can be asked for.
+        counters: makes the components that belong to the tab alone, by their names; they stand first.
+        guided: whether guidance by given frames can be asked for within one window.
     """
 
-    def __init__(self, studio: Studio, guided: bool) -> None:
-        limits, samplers, usual = studio.limits, studio.samplers, Settings()
-        sampler = usual.sampler if usual.sampler in samplers else OWN_SAMPLER
-        own = sampler == OWN_SAMPLER
-        with gr.Accordion("Sampling", open=True):
-            self.sampler = gr.Radio(list(samplers), value=sampler, label="Sampler")
-            self.steps = gr.Slider(1, limits.steps, usual.steps, step=1, label="Steps")
-            with gr.Row():
-                gamma = usual.gamma if studio.gamma is None else studio.gamma
-                self.gamma = gr.Slider(0, 1, gamma, step=0.05, label="γ", info=ONLY, interactive=own)
-                self.guidance = gr.Slider(
-                    0, limits.guidance, 0, step=0.5, label="Guidance", info=ONLY, visible=guided, interactive=own
+    def __init__(self, studio: Studio, counters: Callable[[], dict[str, Any]], guided: bool) -> None:
+        limits, usual = studio.limits, studio.usual
+        own = usual.sampler == OWN_SAMPLER
+        with gr.Accordion("Options", open=False):
+            self.counters = counters()
+            clips = gr.Slider(
+                1,
+                limits.clips,
+                1,
+                step=1,
+                label="Number of clips",
+                info="side by side: where they differ, all is open",
+            )
+            with gr.Row(elem_classes="beside"):
+                seed = gr.Number(
+                    0,
+                    label="Seed",
+                    info="the same seed, the same clip",
+                    precision=0,
+                    minimum=0,
+                    maximum=SEEDS - 1,
+                    scale=3,
                 )
-                self.history = gr.Slider(
-                    1, limits.history, 1, step=0.5, label="History guidance", info="1 is none", visible=guided
-                )
-            with gr.Row(elem_classes="seed"):
-                self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, scale=3)
                 dice = gr.Button("Random seed", size="sm", scale=1)
-        dice.click(None, None, self.seed, js=DICE, **PRIVATE)
-        self.sampler.change(self.switch, self.sampler, [self.gamma, self.guidance], **PRIVATE)
+        with gr.Accordion("For experts", open=False):
+            sampler = gr.Radio(list(studio.samplers), value=usual.sampler, label="Sampler")
+            steps = gr.Slider(1, limits.steps, usual.steps, step=1, label="Steps", info="more: finer and slower")
+            gamma = gr.Slider(0, 1, usual.gamma, step=0.05, label="γ, noise of a step", info=ONLY, interactive=own)
+            guidance = gr.Slider(
+                0,
+                limits.guidance,
+                0,
+                step=0.5,
+                label="Reconstruction guidance",
+                info=ONLY,
+                visible=guided,
+                interactive=own,
+            )
+            history = gr.Slider(
+                1,
+                limits.history,
+                usual.history if guided else 1,
+                step=0.5,
+                label="History guidance",
+                info="weight of the given frames; 1 is none",
+                visible=guided,
+            )
+            order = gr.Dropdown(
+                list(SCHEMES), value=SCHEMES[0], label="Order of the windows", info="of clips longer than in training"
+            )
+        dice.click(None, None, seed, js=DICE, **PRIVATE)
+        sampler.change(self.switch, sampler, [gamma, guidance], **PRIVATE)
+        self.settings = {"clips": clips, "sampler": sampler, "steps": steps, "gamma": gamma, "guidance": guidance}
+        self.settings |= {"history": history, "order": order, "seed": seed}
 
     @property
     def values(self) -> list[Any]:
-        """The components, in the order of the arguments of `settings`."""
-        return [self.sampler, self.steps, self.gamma, self.guidance, self.history, self.seed]
+        """The components that end the arguments of every call."""
+        return list(self.settings.values())
 
     @staticmethod
     def switch(sampler: str) -> tuple[Any, Any]:
@@ -92,22 +128,19 @@ class Controls:
         return gr.update(interactive=own), gr.update(interactive=own) if own else gr.update(interactive=False, value=0)
 
 
-def settings(sampler: str, steps: float, gamma: float, guidance: float, history: float, seed: float) -> Settings:
-    """What `Controls.values` hold; it is checked where it is used."""
-    return Settings(sampler, steps, gamma, seed, guidance, history)  # type: ignore[arg-type]
-
-
 class Frames:
     """Where the given frames come from: the test set, an upload or a drawing."""
 
-    def __init__(self, studio: Studio, sources: tuple[str, ...], example: int) -> None:
+    def __init__(self, studio: Studio, label: str, example: int) -> None:
         self.studio = studio
-        self.source = gr.Radio(list(sources), value=sources[0], label="Given frames")
-        with gr.Group(visible=sources[0] == DATASET) as dataset:
+        self.source = gr.Radio([DATASET, UPLOAD, DRAWING], value=DATASET, label=label)
+        with gr.Column() as dataset:
             self.index = gr.Slider(0, TEST_CLIPS - 1, example, step=1, label="Number of the test clip")
-        with gr.Group(visible=False) as upload:
+            dice = gr.Button("Another clip", size="sm")
+        dice.click(None, None, self.index, js=ANOTHER, **PRIVATE)
+        with gr.Column(visible=False) as upload:
             self.files = uploads_only(gr.File(file_count="multiple", label=f"Drop {KINDS} here", height=140))
-        with gr.Group(visible=False) as drawing:
+        with gr.Column(visible=False) as drawing:
             self.drawing()
         groups = {DATASET: dataset, UPLOAD: upload, DRAWING: drawing}
         self.source.change(
@@ -162,48 +195,68 @@ class Frames:
 
     @property
     def values(self) -> list[Any]:
-        """The components, in the order of the first arguments of `task`."""
+        """The components, in the order of the arguments of `read`."""
         return [self.source, self.index, self.files, self.drawn]
 
-    def task(
-        self, source: str, index: float, files: Any, drawn: list[Clip], given: float, frames: float, both_ends: bool
-    ) -> Task:
-        """The task that the visitor set; raises ValueError where something of it is refused."""
-        at_end = int(given) if both_ends else 0
+    def read(self, source: str, index: float, files: Any, drawn: list[Clip]) -> tuple[Any, Clip | None]:
+        """The number of a test clip, or None and the visitor's own clip; raises ValueError where it is refused."""
         if source == DATASET:
-            return self.studio.from_dataset(index, given, at_end, frames)
+            return index, None
         if source == UPLOAD:
-            return self.studio.from_clip(read_upload(files, self.studio.limits), given, at_end, frames)
-        if source != DRAWING:
-            return Task([], frames)  # type: ignore[arg-type]  # checked where it is made
+            return None, read_upload(files, self.studio.limits)
         if not drawn:
             raise ValueError("There are no drawn frames yet: draw one and press `Add frame`.")
-        return self.studio.from_clip(np.concatenate(drawn), given if both_ends else len(drawn), at_end, frames)
+        return None, np.concatenate(drawn)
 
 
 class Shown:
-    """The clip, its frames, its files, and a line about it."""
+    """What was made: the clips playing, a sentence, files, all frames, a link and the call in Python.
 
-    def __init__(self) -> None:
+    Args:
+        first: what is there when the page opens.
+    """
+
+    def __init__(self, first: Result | None) -> None:
         self.clip = gr.Image(
-            label="Clip", format="gif", interactive=False, height=320, elem_classes="pixels", buttons=[]
+            first and first.shown,
+            label="Result",
+            alt_text="The clips, playing. Frames that were given have an orange border.",
+            format="gif",
+            interactive=False,
+            height=340,
+            elem_classes="pixels",
+            buttons=["fullscreen"],
         )
+        self.summary = gr.HTML(status(first.summary if first else "Press the button: the clip appears here."))
         with gr.Row():
-            self.gif = gr.DownloadButton("Download GIF", size="sm", interactive=False)
-            self.mp4 = gr.DownloadButton("Download MP4", size="sm", interactive=False)
-        self.summary = gr.Markdown()
-        self.sheet = gr.Image(
-            label="Frames", show_label=False, format="png", interactive=False, buttons=["fullscreen"]
-        )
+            self.gif = gr.DownloadButton("Download GIF", first and first.gif, size="sm", interactive=bool(first))
+            self.mp4 = gr.DownloadButton("Download MP4", first and first.mp4, size="sm", interactive=bool(first))
+        self.link = gr.Textbox(label="Link to this clip", placeholder="appears with your clip", interactive=False)
+        with gr.Accordion("All frames", open=False):
+            self.sheet = gr.Image(
+                first and first.sheet,
+                alt_text="All frames of the clips, a row for each.",
+                show_label=False,
+                format="png",
+                interactive=False,
+                buttons=["fullscreen"],
+            )
+        with gr.Accordion("Use in Python", open=False):
+            self.code = gr.Code(first and first.code, language="python", interactive=False, label="The same clips")
+        self.query = gr.Textbox(visible=False)
 
     @property
     def outputs(self) -> list[Any]:
         """The components, in the order of `answer`."""
-        return [self.clip, self.gif, self.mp4, self.summary, self.sheet]
+        return [self.clip, self.gif, self.mp4, self.summary, self.sheet, self.code, self.query]
 
     @staticmethod
-    def answer(make: Callable[[], Result]) -> tuple[Any, ...]:
-        """What a run of the studio returns, for `outputs`; a refusal becomes a message."""
-        result = refusing(make)
+    def answer(result: Result) -> tuple[Any, ...]:
+        """What `outputs` get of a result."""
         files = [gr.DownloadButton(value=file, interactive=True) for file in (result.gif, result.mp4)]
-        return result.gif, *files, result.summary, result.sheet
+        return result.shown, *files, status(result.summary), result.sheet, result.code, result.query
+
+
+def status(text: str) -> str:
+    """A line that screen readers read out when it changes."""
+    return f'<p role="status" aria-live="polite">{html.escape(text)}</p>'

@@ -1,4 +1,4 @@
-"""A pipeline behind a counter: one clip at a time, within limits, as a GIF, an MP4 and a contact sheet."""
+"""A pipeline behind a counter: one request at a time, within limits, as a GIF, an MP4 and a contact sheet."""
 
 import tempfile
 import threading
@@ -6,46 +6,60 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from video_diffusion import VPContinuousScheduler
-from video_diffusion.data.video_io import Clip, contact_sheet, resize, to_uint8, write_gif, write_mp4
-from video_diffusion.demo.limits import (
+from video_diffusion.data.video_io import Clip, resize, tile, to_channels, write_gif, write_mp4
+from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, KINDS, Asked, call_options, python_code
+from video_diffusion.demo.limits import Limits, Settings, check_settings, check_work, choice, whole
+from video_diffusion.demo.pictures import FPS, IN_A_ROW, write_sheet, write_shown
+from video_diffusion.model.windows import plan_windows
+from video_diffusion.sampling import (
     OWN_SAMPLER,
-    Limits,
-    Settings,
-    check_calls,
-    check_settings,
-    number,
-    scheme,
-    whole,
-    words,
+    SAMPLERS,
+    TEST_CLIPS,
+    Task,
+    choose_sampler,
+    dataset_task,
+    ends,
+    frame_size,
+    sample,
+    to_model,
+    trained_frames,
 )
-from video_diffusion.model.windows import SCHEMES, plan_windows
-from video_diffusion.sampling import SAMPLERS, Task, choose_sampler, ends, frame_size, to_model
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
 NO_TEXT = "This model has no text encoder: it was trained without text, so it cannot follow a prompt."
-TEST_CLIPS = 10000  # the clips of Moving MNIST that can be picked
 KEPT = 32  # results whose files are kept; a page has fetched its own long before
-FPS = 8  # of the files
+FOLLOW = 4.0  # weight of classifier-free guidance where the model's generation config names none
 
 
 @dataclass(frozen=True)
 class Result:
-    """The files of a clip, and a line about it."""
+    """The files of some clips, and what is said about them.
 
+    Args:
+        shown: a GIF of all of them side by side, and of what is known, in coloured borders.
+        gif: the clips as they are.
+        mp4: likewise.
+        sheet: a PNG of all frames.
+        summary: a sentence.
+        query: the end of a link to it; "" where there is none.
+        code: a program that makes the same.
+    """
+
+    shown: str
     gif: str
     mp4: str
     sheet: str
     summary: str
+    query: str
+    code: str
 
 
 class Studio:
@@ -54,22 +68,24 @@ class Studio:
     Args:
         pipeline: its own sampler stays as it is.
         limits: what is refused.
+        model: its name, for programs.
 
     Raises:
         ValueError: where the model makes clips too short to interpolate in.
     """
 
-    def __init__(self, pipeline: "VideoDiffusionPipeline", limits: Limits | None = None) -> None:
-        self.pipeline, self.limits = pipeline, limits or Limits()
+    def __init__(
+        self, pipeline: "VideoDiffusionPipeline", limits: Limits | None = None, model: str = "moving-mnist"
+    ) -> None:
+        self.pipeline, self.limits, self.model = pipeline, limits or Limits(), model
         self.scheduler = pipeline.scheduler
         self.height, self.width = frame_size(pipeline)
-        self.trained = int(pipeline.unet.config.get("num_frames") or 10)
+        self.trained = trained_frames(pipeline)
         if self.trained < 3:
             raise ValueError(f"The model makes clips of {self.trained} frames, expected 3 or more for the demo.")
         self.lock = threading.Lock()
         self.folder = tempfile.TemporaryDirectory(prefix="video-diffusion-demo-")
         self.results: deque[list[Path]] = deque()
-        pipeline.set_progress_bar_config(disable=True)
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -86,144 +102,154 @@ class Studio:
         """Whether a prompt means anything to the model."""
         return self.pipeline.text_encoder is not None
 
+    @property
+    def usual(self) -> Settings:
+        """The settings that the page opens with: those of the model's generation config, within the limits."""
+        config, limits, plain = self.pipeline.generation_config, self.limits, Settings()
+        sampler = config.get("sampler", plain.sampler)
+        return Settings(
+            sampler=sampler if sampler in self.samplers else OWN_SAMPLER,
+            steps=min(config.get("num_inference_steps", plain.steps), limits.steps),
+            gamma=plain.gamma if self.gamma is None else self.gamma,
+            history=min(max(config.get("history_guidance_scale", 1.0), 1.0), limits.history),
+            follow=min(max(config.get("guidance_scale", FOLLOW), 1.0), limits.guidance),
+        )
+
     # ------------------------------------------------------------------------------------------------ the given frames
-    def from_dataset(self, index: Any, at_start: Any, at_end: int, num_frames: Any) -> Task:
-        """The task of one test clip of Moving MNIST, by its number: some of its frames are given, all are known.
-
-        Raises:
-            ValueError: where a number is outside its limits.
-        """
-        from video_diffusion.data import MovingMNIST
-
-        index = whole("clip", index, 0, TEST_CLIPS - 1)
-        at_start, num_frames = self.check_ends(at_start, at_end, num_frames)
-        if self.height != self.width:
-            raise ValueError(f"The data set has square frames and the model {self.width}×{self.height}: upload some.")
-        dataset = MovingMNIST(split="test", num_frames=num_frames, image_size=self.height, seed=0)
-        truth = dataset.batch(np.array([index]))[..., None]
-        places = ends(num_frames, at_start, at_end)
-        return Task(places, num_frames, truth[:, places], truth)
-
-    def from_clip(self, clip: Clip, at_start: Any, at_end: int, num_frames: Any) -> Task:
-        """The task of a visitor's clip `[F, H, W, C]`: its first and its last frames are given, at the model's size.
-
-        Raises:
-            ValueError: where it has too few frames, or a number is outside its limits.
-        """
-        at_start, num_frames = self.check_ends(at_start, at_end, num_frames)
-        if len(clip) < at_start + at_end:
-            raise ValueError(f"There are {len(clip)} frames, expected at least the {at_start + at_end} given ones.")
-        chosen = clip[ends(len(clip), at_start, at_end)]
-        given = resize(chosen, self.height, self.width)
-        return Task(ends(num_frames, at_start, at_end), num_frames, given[None])
-
-    def check_ends(self, at_start: Any, at_end: int, num_frames: Any) -> tuple[int, int]:
-        """How many frames are given at the start, and how many there are; raises ValueError where none is to make."""
-        num_frames = whole("frames", num_frames, 2, self.limits.frames)
-        at_start = whole("given frames", at_start, 1, self.trained - 1)
-        if at_start + at_end >= num_frames:
-            raise ValueError(f"{at_start + at_end} frames are given of {num_frames}, expected fewer than all of them.")
-        return at_start, num_frames
-
-    # -------------------------------------------------------------------------------------------------------- the clip
-    def make(
-        self,
-        task: Task,
-        settings: Settings,
-        progress: Progress = lambda done: None,
-        window_scheme: Any = SCHEMES[0],
-    ) -> Result:
-        """Makes the clip of a task.
+    def task(self, asked: Asked, clip: Clip | None = None) -> Task:
+        """What is asked of the model.
 
         Args:
-            task: one clip, or none given.
-            settings: as the visitor set them.
-            progress: is told how much is done.
-            window_scheme: the order of the windows of a long clip.
+            asked: checked by `check`.
+            clip: the visitor's own `[F, H, W, C]`, where `asked.clip` is None: its first and its last frames are
+                given, at the model's size.
 
         Raises:
-            ValueError: where something is outside its limits.
+            ValueError: where it has too few frames, or the test clips do not fit the model.
         """
-        settings = check_settings(settings, self.limits)
-        num_frames = whole("frames", task.num_frames, 2, self.limits.frames)
-        plan = plan_windows(num_frames, self.trained, None, scheme(window_scheme), task.places)
-        windows = sum(1 for _ in plan)
-        check_calls(settings, windows, self.limits)
-        options: dict[str, Any] = {"window_scheme": window_scheme}
-        if task.given is not None:
-            task = to_model(task, self.pipeline.pixel_channels, 1)
-            options |= {"video": task.given, "frame_indices": task.places}
-        if task.given is not None or windows > 1:
-            options["reconstruction_guidance_scale"] = self.guidance(settings)
-            options["history_guidance_scale"] = settings.history
-        else:
-            check_nothing_guides(settings)
-        return self.sample(replace(task, num_frames=num_frames), settings, options, progress)
+        if asked.kind == CREATE:
+            return Task([], asked.frames)
+        at_end = asked.given if asked.kind == BETWEEN else 0
+        if asked.clip is not None:
+            return dataset_task([asked.clip], asked.given, at_end, asked.frames, self.height, self.width)
+        if clip is None or len(clip) < asked.given + at_end:
+            there = 0 if clip is None else len(clip)
+            raise ValueError(f"There are {there} frames, expected at least the {asked.given + at_end} given ones.")
+        given = resize(clip[ends(len(clip), asked.given, at_end)], self.height, self.width)
+        return Task(asked.places, asked.frames, given[None])
 
-    def make_from_text(
-        self, prompt: Any, negative_prompt: Any, scale: Any, num_frames: Any, settings: Settings, progress: Progress
-    ) -> Result:
-        """Makes a clip from a prompt; raises ValueError where the model reads none, or as `make` does."""
-        if not self.reads_text:
+    def check(self, asked: Asked) -> Asked:
+        """The request with its proper types; raises ValueError where something of it is outside its limits."""
+        kind = choice("kind", asked.kind, KINDS)
+        frames = whole("frames", asked.frames, 2, self.limits.frames)
+        settings = check_settings(asked.settings, self.limits)
+        if settings.sampler not in self.samplers:
+            raise ValueError(f"`sampler` is {settings.sampler}, expected {OWN_SAMPLER}: the model has its own.")
+        if settings.prompt and not self.reads_text:
             raise ValueError(NO_TEXT)
-        settings = check_settings(settings, self.limits)
-        check_nothing_guides(settings)
-        num_frames = whole("frames", num_frames, 2, self.trained)
-        check_calls(settings, 1, self.limits)
-        options = {
-            "prompt": words("prompt", prompt, self.limits.characters),
-            "negative_prompt": words("negative prompt", negative_prompt, self.limits.characters) or None,
-            "guidance_scale": number("guidance", scale, 1, self.limits.guidance),
-        }
-        return self.sample(Task([], num_frames), settings, options, progress)
+        if kind == CREATE:
+            return Asked(kind, frames, settings=settings)
+        given = whole("first frames", asked.given, 1, self.trained - 1)
+        known = given * (2 if kind == BETWEEN else 1)
+        if known >= frames:
+            raise ValueError(f"{known} frames are given of {frames}, expected fewer than all of them.")
+        clip = None if asked.clip is None else whole("clip", asked.clip, 0, TEST_CLIPS - 1)
+        return Asked(kind, frames, given, clip, settings)
 
-    def guidance(self, settings: Settings) -> float | None:
-        """The weight of reconstruction guidance as the pipeline takes it; a model without given frames needs one."""
+    # -------------------------------------------------------------------------------------------------------- the clip
+    def make(self, asked: Asked, clip: Clip | None = None, progress: Progress = lambda done: None) -> Result:
+        """Makes the clips of a request and writes their files; arguments and errors as in `clips`."""
+        asked, start = self.check(asked), time.perf_counter()
+        clips = self.clips(asked, clip, progress)
+        return self.write(asked, clips, time.perf_counter() - start)
+
+    def clips(self, asked: Asked, clip: Clip | None = None, progress: Progress = lambda done: None) -> Clip:
+        """Makes the clips of a request, uint8 `[N, F, H, W, C]`.
+
+        Args:
+            asked: checked by `check`.
+            clip: the visitor's own frames, see `task`.
+            progress: is told how much is done.
+
+        Raises:
+            ValueError: where it is too much, or guidance by given frames is asked for and there are none.
+        """
+        settings, windows = asked.settings, self.windows(asked)
+        frames = min(asked.frames, self.trained)
+        check_work(settings, windows, frames, self.height, self.width, self.limits)
+        if asked.kind == CREATE and windows == 1:
+            check_nothing_guides(settings)
+        task = to_model(self.task(asked, clip), self.pipeline.pixel_channels, settings.clips)
+        return self.sample(task, settings, self.options(asked), progress)
+
+    def windows(self, asked: Asked) -> int:
+        """How often the model runs for a clip of a request."""
+        plan = plan_windows(asked.frames, self.trained, None, asked.settings.order, asked.places)
+        return sum(1 for _ in plan)
+
+    def options(self, asked: Asked) -> dict[str, Any]:
+        """Arguments of the pipeline's call."""
         told = self.pipeline.unet.config.in_channels > self.pipeline.latent_channels
-        return settings.guidance or (None if told else 0.0)
+        known = asked.kind != CREATE or self.windows(asked) > 1
+        return call_options(asked, replaces=known and not told)
 
-    def sample(self, task: Task, settings: Settings, options: dict[str, Any], progress: Progress) -> Result:
-        """Runs the pipeline, alone, and writes the files."""
-        import torch
-
-        calls = 0
+    def sample(self, task: Task, settings: Settings, options: dict[str, Any], progress: Progress) -> Clip:
+        """Runs the pipeline, alone; uint8 `[N, F, H, W, C]`."""
 
         def step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal calls
-            calls = step + 1
-            progress(calls / pipeline.num_timesteps)
+            progress((step + 1) / pipeline.num_timesteps)
             return {}
 
+        seeds = range(settings.seed, settings.seed + settings.clips)
+        options = {name: value for name, value in options.items() if name != "num_frames"}  # the task's
         with self.lock:
-            start = time.perf_counter()
             gamma = settings.gamma if settings.sampler == OWN_SAMPLER and self.gamma is not None else None
             self.pipeline.scheduler = choose_sampler(self.scheduler, settings.sampler, gamma)
-            output: Any = self.pipeline(
-                num_frames=task.num_frames,
-                num_inference_steps=settings.steps,
-                generator=torch.Generator().manual_seed(settings.seed),
-                output_type="np",
-                callback_on_step_end=step_end,
-                **options,
-            )
-            clip = to_uint8(output.frames)[0]
-            seconds = time.perf_counter() - start
-        summary = f"{len(clip)} frames, {calls} steps of {settings.sampler}, seed {settings.seed}: {seconds:.1f} s"
-        return self.write(clip, task, summary)
+            return sample(self.pipeline, task, seeds, bar={"disable": True}, callback_on_step_end=step_end, **options)
 
-    def write(self, clip: Clip, task: Task, summary: str) -> Result:
-        """Writes the files of a clip, uint8 `[F, H, W, C]`; those of old results go away."""
+    def write(self, asked: Asked, clips: Clip, seconds: float | None) -> Result:
+        """Writes the files of clips `[N, F, H, W, C]`; those of old results go away.
+
+        Args:
+            asked: what they are.
+            clips: as `clips` makes them.
+            seconds: that they took, where it is known.
+        """
         stem = Path(self.folder.name) / uuid.uuid4().hex
-        gif, mp4, sheet = (stem.with_suffix(ending) for ending in (".gif", ".mp4", ".png"))
-        scale = max(1, 256 // clip.shape[1])
-        write_gif(clip, gif, FPS, scale)
-        write_mp4(clip, mp4, FPS, scale)
-        write_sheet(clip, task, self.trained, sheet)
-        self.results.append([gif, mp4, sheet])
+        shown, gif, mp4, sheet = (Path(f"{stem}{ending}") for ending in ("-shown.gif", ".gif", ".mp4", ".png"))
+        videos = self.videos(asked, clips)
+        made = tile(list(clips), min(IN_A_ROW, len(clips)))
+        scale = max(1, 256 // self.height)
+        write_shown(videos, asked.places, shown)
+        write_gif(made, gif, FPS, scale)
+        write_mp4(made, mp4, FPS, scale)
+        write_sheet(videos, asked.places, self.trained, sheet)
+        self.results.append([shown, gif, mp4, sheet])
         while len(self.results) > KEPT:
             for file in self.results.popleft():
                 file.unlink(missing_ok=True)
-        return Result(str(gif), str(mp4), str(sheet), summary)
+        summary = summarise(asked, list(videos), seconds)
+        code = python_code(asked, self.options(asked), self.model, self.height)
+        return Result(str(shown), str(gif), str(mp4), str(sheet), summary, asked.query, code)
+
+    def videos(self, asked: Asked, clips: Clip) -> dict[str, Clip]:
+        """The clips by their names, and before them what is known of a test clip: the truth, and where it could go."""
+        videos: dict[str, Clip] = {}
+        task = self.task(asked) if asked.clip is not None else None
+        if task is not None and task.truth is not None:
+            videos["truth"] = to_channels(task.truth[0], clips.shape[-1])
+            if asked.kind == CONTINUE:
+                videos["could go"] = to_channels(self.could_go(asked), clips.shape[-1])
+        names = ["model"] if len(clips) == 1 else [f"model {i + 1}" for i in range(len(clips))]
+        return videos | dict(zip(names, clips, strict=True))
+
+    def could_go(self, asked: Asked) -> Clip:
+        """Where the digits of a test clip can go, by the exact posterior: the brighter, the likelier."""
+        from video_diffusion.data import MovingMNIST
+        from video_diffusion.evaluation.limit import best_possible
+
+        dataset = MovingMNIST(split="test", num_frames=asked.frames, image_size=self.height, seed=0)
+        return best_possible(dataset, [asked.clip or 0], asked.given)["best_mean"][0]
 
 
 def check_nothing_guides(settings: Settings) -> None:
@@ -234,15 +260,17 @@ def check_nothing_guides(settings: Settings) -> None:
         raise ValueError(f"`history guidance` is {settings.history:g}, expected 1: no frames are given.")
 
 
-def write_sheet(clip: Clip, task: Task, columns: int, path: Path) -> None:
-    """Writes the frames of a clip, in as many rows as it is longer than `columns`, below those of the truth."""
-    rows, labels, masks = [], [], []
-    given = np.isin(np.arange(len(clip)), task.places)
-    kinds = {"model": clip} if task.truth is None else {"truth": task.truth[0], "model": clip}
-    for first in range(0, len(clip), columns):
-        for kind, frames in kinds.items():
-            rows.append(frames[first : first + columns])
-            labels.append(f"{kind}, from {first}" if len(clip) > columns else kind)
-            part = given[first : first + columns]
-            masks.append(np.pad(part, (0, min(columns, len(clip)) - len(part))))
-    contact_sheet(rows, np.stack(masks), path, labels)
+def summarise(asked: Asked, names: list[str], seconds: float | None) -> str:
+    """What is shown and how it was made, in a line."""
+    known = {"truth": "what happened", "could go": "all that could happen, the likelier the brighter"}
+    count = asked.settings.clips
+    if asked.kind == CONTINUE:
+        made = "the model's guess" if count == 1 else f"{count} guesses of the model"
+    else:
+        made = "the model's clip" if count == 1 else f"{count} clips of the model"
+    parts = [known[name] for name in names if name in known] + [made]
+    how = (
+        f"{asked.frames} frames, {asked.settings.steps} steps of {asked.settings.sampler}, seed {asked.settings.seed}"
+    )
+    took = "" if seconds is None else f": {seconds:.1f} s"
+    return f"{'; '.join(parts).capitalize()}. {how}{took}."
