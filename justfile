@@ -2,7 +2,7 @@
 
 # all tests, two processes
 test:
-    OMP_NUM_THREADS=1 pytest -n 2
+    pytest
 
 # lint, format and types
 lint:

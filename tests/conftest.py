@@ -1,6 +1,12 @@
 """Shared by the tests: a small denoiser with weights that hide nothing."""
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has one core; threads that wait for each other would take it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from denoisers import TINY, tiny_denoiser

@@ -222,6 +222,7 @@ def create_panel(studio: Studio) -> Panel:
     """Clips from noise, of what a prompt says where the model reads text."""
     limits, reads = studio.limits, studio.reads_text
     prompt = gr.Textbox(
+        "",
         label="What it shows (or leave it empty)",
         placeholder="the digit 3 moves right",
         max_length=limits.characters,
@@ -239,7 +240,7 @@ def create_panel(studio: Studio) -> Panel:
             info="weak … strong",
             visible=reads,
         )
-        away = gr.Textbox(label="What it does not show", max_length=limits.characters, visible=reads)
+        away = gr.Textbox("", label="What it does not show", max_length=limits.characters, visible=reads)
         return {"away_from": away, "follow": follow, "frames": number_of_frames(studio)}
 
     controls = Controls(studio, counters, guided=False)
