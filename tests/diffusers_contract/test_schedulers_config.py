@@ -19,6 +19,8 @@ from diffusers import (
 )
 
 import video_diffusion.model.scheduler as module
+from video_diffusion import VideoDiffusionPipeline
+from video_diffusion.model.inputs import WRONG_OPTIONS
 from video_diffusion.model.scheduler import STOCK_SCHEDULERS, VPContinuousScheduler
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,22 @@ def test_from_config_of_a_class_that_would_be_wrong_is_refused(solver_class, rea
         scheduler.save_pretrained(tmp_path)  # also after saving
     with pytest.raises(ValueError, match=f"`scheduler_class` is {solver_class.__name__}: .*{reason}"):
         scheduler.as_diffusers(solver_class)
+
+
+def test_the_pipeline_refuses_the_options_that_no_class_stands():
+    allowed = {option for stock in STOCK_SCHEDULERS.values() for option in stock.spacings}
+    assert set(WRONG_OPTIONS) == set(module.SPACINGS) - allowed
+
+
+@pytest.mark.parametrize("solver_class", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, HeunDiscreteScheduler])
+def test_an_option_that_comes_beside_the_config_is_refused_by_the_call(solver_class, make_denoiser):
+    pipeline = VideoDiffusionPipeline(make_denoiser(), VPContinuousScheduler())
+    config = pipeline.scheduler.config
+    pipeline.scheduler = solver_class.from_config(config, use_beta_sigmas=True)
+    with pytest.raises(ValueError, match=f"is a {solver_class.__name__} .*`use_beta_sigmas` is True"):
+        pipeline(num_frames=2, num_inference_steps=2)
+    pipeline.scheduler = solver_class.from_config(config, use_karras_sigmas=True)
+    pipeline(num_frames=2, num_inference_steps=2, output_type="np")
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])

@@ -84,6 +84,8 @@ def run_card(args: argparse.Namespace) -> None:
     from video_diffusion.hub.cards import write_card, write_samples
 
     if args.samples:
-        write_samples(args.folder)
+        from video_diffusion.sampling import load_pipeline
+
+        write_samples(args.folder, load_pipeline(str(args.folder)))
     file = write_card(args.folder, args.repo_id)
     report(args, f"Written: {file}", written=file)

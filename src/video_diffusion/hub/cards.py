@@ -287,14 +287,16 @@ def refresh_card(folder: Path, repo_id: str) -> None:
         write_card(folder, repo_id)
 
 
-def write_samples(folder: str | os.PathLike[str], steps: int = 50) -> list[Path]:
+def write_samples(folder: str | os.PathLike[str], pipeline: Any) -> list[Path]:
     """Makes `samples/generated.gif` (4 clips) and, where frames can be given, `samples/predicted.gif`; seed 0.
 
-    The second goes on from the first half of each clip of the first.
+    The first shows the example prompts of the model's generation config, where it has some. The second goes on from
+    the first half of each clip of the first.
 
     Args:
-        folder: of a pipeline; its frames must be known from its config.
-        steps: network calls of each clip.
+        folder: of the pipeline.
+        pipeline: the `VideoDiffusionPipeline` itself, under the sampler that it is to be shown with; steps and
+            guidance are those of its generation config.
 
     Returns:
         the files.
@@ -303,16 +305,15 @@ def write_samples(folder: str | os.PathLike[str], steps: int = 50) -> list[Path]
     from einops import rearrange
 
     from video_diffusion.data.video_io import to_uint8, write_gif
-    from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
-    folder = Path(folder).absolute()
-    pipeline: Any = VideoDiffusionPipeline.from_pretrained(folder)
     seeds = [torch.Generator().manual_seed(i) for i in range(4)]
-    options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
-    clips = {"generated": pipeline(num_videos_per_prompt=4, generator=seeds, **options).frames}  # [4, F, H, W, C]
+    prompts = pipeline.generation_config.get("example_prompts") if pipeline.text_encoder is not None else None
+    shown = {"prompt": [prompts[i % len(prompts)] for i in range(4)]} if prompts else {"num_videos_per_prompt": 4}
+    clips = {"generated": pipeline(**shown, generator=seeds, output_type="np").frames}  # [4, F, H, W, C]
     if pipeline.unet.config.in_channels != pipeline.unet.config.out_channels:
         given = clips["generated"][:, : max(clips["generated"].shape[1] // 2, 1)]
-        clips["predicted"] = pipeline(video=given, generator=seeds, **options).frames
+        clips["predicted"] = pipeline(video=given, generator=seeds, output_type="np").frames
+    folder = Path(folder).absolute()
     files = []
     for name, videos in clips.items():
         files.append(folder / "samples" / f"{name}.gif")

@@ -21,6 +21,7 @@ from .windows import SCHEMES, Window, plan_windows
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIL_MODES = {1: "L", 3: "RGB"}
 FLOATS = (np.float16, np.float32, np.float64)
+WRONG_OPTIONS = ("use_beta_sigmas", "use_flow_sigmas", "rescale_betas_zero_snr")  # of any stock scheduler
 DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 1.0, "history_guidance_scale": 1.0}
 LIMITS = {  # beyond these a number is a slip; without them the call would run out of memory or never end
     "num_inference_steps": 10_000,
@@ -404,6 +405,12 @@ def check_scheduler(scheduler: Any) -> None:
             f"`scheduler` is a {type(scheduler).__name__}, which cannot sample with the config that it was made from: "
             f"expected one of {', '.join(names)}. `VPContinuousScheduler.as_diffusers` says why."
         )
+    for option in WRONG_OPTIONS:  # they may have come beside the config: `from_config(config, use_beta_sigmas=True)`
+        if scheduler.config.get(option):
+            raise ValueError(
+                f"`scheduler` is a {type(scheduler).__name__} whose `{option}` is True, expected False: on this "
+                "schedule its steps stand in the wrong places. docs/schedulers.md has the error."
+            )
 
 
 def check_reconstruction(pipeline: Any, given: Given, windows: int, scale: Any) -> None:
