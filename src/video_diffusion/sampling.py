@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from video_diffusion.hub.folder import SOLVERS
+
 if TYPE_CHECKING:
     from video_diffusion.data.frames import Video
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 OWN_SAMPLER = "ancestral"
-SAMPLERS = {  # the stock solvers of diffusers, beside our own
-    OWN_SAMPLER: None,
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
+SAMPLERS: dict[str, str | None] = {OWN_SAMPLER: None, **SOLVERS}  # stock solvers of diffusers beside our own
 Clips = NDArray[np.uint8]
 TEST_CLIPS = 10000  # the clips of Moving MNIST that can be picked by their number
 USUAL_FRAMES = 10  # of a clip, where a network does not say what it was trained on

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_diffusion.data.video_io import atomic_path
-from video_diffusion.hub.folder import HALF, INDEX, PACKAGE, weights_digest
+from video_diffusion.hub.folder import HALF, INDEX, PACKAGE, SOLVERS, weights_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -210,6 +210,7 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
         "recipe": describe_recipe(run),
         "scale": generation.get("guidance_scale", 4.0),
         "steps": generation.get("num_inference_steps", 50),
+        "solver": SOLVERS.get(generation.get("sampler") or ""),
         "reports": evaluations,
         "dataset": describe_data(run),
         "mnist": bool(run) and run.get("dataset_name") is None and run.get("digits") is None,

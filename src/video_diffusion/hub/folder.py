@@ -20,6 +20,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SHELVES = (PACKAGE / "pipelines", PACKAGE.parents[1] / "pipelines")  # in an installed package, in the repository
 INDEX = "model_index.json"
 GENERATION_CONFIG = "generation_config.json"
+SOLVERS = {  # the stock schedulers that `sampler` in it may name, beside the model's own
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, and where it is here
     "VideoDiffusionPipeline": ("pipeline.py", PACKAGE / "model" / "pipeline.py"),
     "VideoUNet3DConditionModel": ("unet/video_diffusion.py", PACKAGE / "model" / "denoiser.py"),
