@@ -84,7 +84,14 @@ def test_a_dataset_without_videos_is_refused_by_name(tmp_path, capsys):
 def test_a_dry_run_reports_and_writes_nothing(digits, tmp_path, capsys):
     assert train(digits, tmp_path / "none", "--dry_run", "--per_device_batch_size", 1) == 0
     said = capsys.readouterr().out
-    for line in ("parameters", "clips per step", "peak memory", "GFLOP a clip", '"patch_size": 8'):
+    for line in (
+        "parameters",
+        "clips per step",
+        "peak memory",
+        "GFLOP a clip",
+        "of what one large matrix product reaches here",
+        '"patch_size": 8',
+    ):
         assert line in said
     assert not (tmp_path / "none").exists()
 

@@ -45,4 +45,23 @@ def dry_run(run: Run) -> None:
     work, clips = flops.get_total_flops() / 1e9, run.args.per_device_batch_size
     print(f"seconds per step     {median:.3f}, with the optimiser")
     print(f"clips per second     {clips / median:.1f} on one {run.accelerator.device.type}")
-    print(f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / median:,.0f} GFLOP/s")
+    reached = matrix_speed(run.accelerator.device, run.accelerator.mixed_precision)
+    print(
+        f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / median:,.0f} GFLOP/s: "
+        f"{work / median / reached:.0%} of what one large matrix product reaches here"
+    )
+
+
+def matrix_speed(device: torch.device, mixed_precision: str) -> float:
+    """GFLOP/s of a product of two square matrices in the precision of a run, the fastest of a few."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    fastest = float("inf")
+    for _ in range(1 + STEPS):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest / 1e9

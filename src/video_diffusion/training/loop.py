@@ -49,13 +49,13 @@ def train(run: Run) -> str | None:
                 mean = accelerator.reduce(totals, "sum")
                 values = {"loss": (mean[0] / mean[2]).item(), "error": (mean[1] / mean[2]).item()}
                 totals.zero_()
-                bar.set_postfix(loss=f"{values['loss']:.4f}", error=f"{values['error']:.4f}")
+                rate = speed.update(clips)
+                bar.set_postfix_str(f"loss {values['loss']:.4f}, error {values['error']:.4f}, {rate} clips/s")
                 values |= {"lr": run.optimizer.param_groups[0]["lr"], "grad_norm": norm, "clips": clips}
-                accelerator.log(values | {"clips_per_second": speed.update(clips)}, step=step)
+                accelerator.log(values | {"clips_per_second": rate}, step=step)
             if args.validation_steps and (step % args.validation_steps == 0 or step == args.max_steps):
                 report(run, step)
-            wishes = torch.tensor([signals.came, clock.part_is_over, clock.run_is_over], device=accelerator.device)
-            signalled, part_over, over = accelerator.reduce(wishes.float()).bool().tolist()
+            signalled, part_over, over = agreed(run, signals.came, clock.part_is_over, clock.run_is_over)
             ended = over or step == args.max_steps
             if ended or signalled or part_over or (args.checkpointing_steps and step % args.checkpointing_steps == 0):
                 save(run)
@@ -66,6 +66,14 @@ def train(run: Run) -> str | None:
             if part_over:
                 return "part_minutes"
     return None
+
+
+def agreed(run: Run, *wishes: bool) -> list[bool]:
+    """For each wish whether a process has it. One process asks no device, so that nothing waits for it."""
+    if run.accelerator.num_processes == 1:
+        return list(wishes)
+    there = torch.tensor(wishes, device=run.accelerator.device).float()
+    return run.accelerator.reduce(there).bool().tolist()
 
 
 def update(run: Run) -> float:
