@@ -30,8 +30,8 @@ def run_onnx(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
     from video_diffusion.hub.onnx import export_onnx
-    from video_diffusion.sampling import load_pipeline
+    from video_diffusion.sampling import OWN_SAMPLER, load_pipeline
 
-    files = export_onnx(load_pipeline(args.model, device="cpu", dtype="float32"), args.out)
+    files = export_onnx(load_pipeline(args.model, OWN_SAMPLER, device="cpu", dtype="float32"), args.out)
     sizes = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in files.values())
     report(args, f"Written to {args.out}: {sizes}.", files=files)
