@@ -71,7 +71,7 @@ def export_onnx(
         ImportError: where onnx or onnxscript is missing.
         ValueError: where the pipeline has a VAE or another scheduler, or `calls` holds what is no number of calls.
     """
-    _check(pipeline, calls)
+    check_exportable(pipeline, calls)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     unet, config = pipeline.unet, pipeline.unet.config
@@ -106,7 +106,8 @@ def export_onnx(
     return files
 
 
-def _check(pipeline: "VideoDiffusionPipeline", calls: Sequence[int]) -> None:
+def check_exportable(pipeline: "VideoDiffusionPipeline", calls: Sequence[int]) -> None:
+    """Refuses what `export_onnx` could not write, with its errors."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
