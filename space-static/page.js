@@ -22,6 +22,7 @@ async function start() {
   const [height, width] = model.size
   page.shape = { height, width, pixels: height * width, channels: model.out_channels }
   if (model.clips) page.clips = await readRows('model/clips.png', model.clips, model.clip_frames)
+  const example = model.example && (await readRows('model/example.png', 1, model.example.frames))
   $('clip').max = Math.max(model.clips - 1, 0)
   $('frames').max = model.num_frames
   $('given').max = model.num_frames - 1
@@ -38,18 +39,16 @@ async function start() {
     document.querySelector('[value="draw"]').checked = true
   }
   choose(tells ? 'predict' : 'generate')
+  $('make').disabled = false
   const opened = read(location.search)
   if (opened) {
     set(opened)
     say('The settings of the link are set: press the button to make the clip.')
-  } else if (model.example) await showExample(model.example)
+  } else if (example) {
+    set(model.example)
+    show(model.example, example[0])
+  }
   setInterval(() => page.playing && draw(), 1000 / FPS)
-}
-
-async function showExample(asked) {
-  const [video] = await readRows('model/example.png', 1, asked.frames)
-  set(asked)
-  show(asked, video)
 }
 
 /** The clips of a picture with a row for each: lists of frames `[C · H · W]` in [0, 1]. */
@@ -420,7 +419,10 @@ async function upload() {
   say(`${page.own.upload.length} frames were read.`)
 }
 
-/** The frames of a picture, at the model's size: all of a GIF's, where the browser can take it apart. */
+/**
+ * The frames of a picture, at the model's size: all of a GIF's, where the browser can take it apart. Writers of GIFs
+ * merge equal frames into one that is shown for longer; it counts as often as the shortest one goes into it.
+ */
 async function readPicture(file) {
   const { height, width } = page.shape
   const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true })
@@ -434,13 +436,14 @@ async function readPicture(file) {
     if (!('ImageDecoder' in window)) return [frame(await createImageBitmap(file))]
     const decoder = new ImageDecoder({ data: await file.arrayBuffer(), type: file.type })
     await decoder.tracks.ready
-    const frames = []
+    const found = []
     for (let i = 0; i < Math.min(decoder.tracks.selectedTrack.frameCount, MOST_FRAMES); i++) {
       const { image } = await decoder.decode({ frameIndex: i })
-      frames.push(frame(image))
+      found.push([frame(image), image.duration || 1])
       image.close()
     }
-    return frames
+    const shortest = Math.min(...found.map(([, duration]) => duration))
+    return found.flatMap(([one, duration]) => Array(Math.round(duration / shortest)).fill(one)).slice(0, MOST_FRAMES)
   } catch {
     throw new Error(`${file.name} could not be read, expected a GIF, PNG, JPEG or WebP.`)
   }

@@ -65,7 +65,8 @@ const LONGEST_WORD = 100 // characters; BERT knows no longer one
 /** The tokens of a text, as BERT's WordPiece finds them: `length` numbers and a mask of those that are no padding. */
 export function tokenise(text, { vocab, length }) {
   const plain = text.normalize('NFD').replace(/\p{Mn}/gu, '').toLowerCase()
-  const words = plain.match(/[\p{P}$+<=>^`|~]|[^\s\p{P}$+<=>^`|~]+/gu) ?? []
+  const apart = plain.replace(/[\p{Ideographic}]/gu, ' $& ') // each a word, as BERT has it
+  const words = apart.match(/[\p{P}$+<=>^`|~]|[^\s\p{P}$+<=>^`|~]+/gu) ?? []
   const found = [vocab['[CLS]'], ...words.flatMap(word => pieces(word, vocab)), vocab['[SEP]']]
   if (found.length > length) throw new Error(`The text has ${found.length} tokens, expected at most ${length}.`)
   const ids = new BigInt64Array(length).fill(BigInt(vocab['[PAD]']))
@@ -109,6 +110,11 @@ export function networkInput(z, given, places, { channels, reads, frames, pixels
     input.fill(1, 2 * channels * clip + place * pixels, 2 * channels * clip + (place + 1) * pixels)
   }
   return input
+}
+
+/** Whether the network computes here what it computed where it was exported, within `close`. */
+export function agrees(output, { stride, values }, close) {
+  return values.every((value, i) => Math.abs(output[(i * stride) % output.length] - value) < close)
 }
 
 /**

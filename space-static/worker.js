@@ -1,14 +1,13 @@
 // The model, beside the page, so that the page stays awake. It speaks in messages:
 //   load → progress…, ready          make → step…, clip          and error where something failed.
 
-import { networkInput, normal, solve, tokenise } from './sampler.js'
+import { agrees, networkInput, normal, solve, tokenise } from './sampler.js'
 
 const RUNTIMES = {
   webgpu: ['./ort/ort.webgpu.bundle.min.mjs', './ort/ort-wasm-simd-threaded.asyncify.wasm'],
   wasm: ['./ort/ort.wasm.bundle.min.mjs', './ort/ort-wasm-simd-threaded.wasm'],
 }
-const PROBE = { frames: 2, time: 500 } // what a graphics card must get right before it is trusted
-const CLOSE = 0.02
+const CLOSE = 0.02 // as near as a graphics card must come to exported values before it is trusted
 const MOST_THREADS = 8
 
 let ort, backend, model, unet, encoder
@@ -58,11 +57,9 @@ async function start(choice, graphs) {
 
 /** Refuses a graphics card whose numbers are not those that were exported. */
 async function probe() {
-  const shape = shapeOf(PROBE.frames)
-  const z = normal(0, shape.size)
-  const output = await predictor(shape, new Float32Array(shape.size), [], '', 1)(z, PROBE.time)
-  const far = model.probe.some((value, i) => !(Math.abs(output[i] - value) < CLOSE))
-  if (far) throw new Error('this graphics card computes something else')
+  const shape = shapeOf(model.probe.frames)
+  const output = await predictor(shape, new Float32Array(shape.size), [], '', 1)(normal(0, shape.size), model.probe.time)
+  if (!agrees(output, model.probe, CLOSE)) throw new Error('this graphics card computes something else')
 }
 
 async function hasGraphicsCard() {

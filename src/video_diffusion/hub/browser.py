@@ -42,6 +42,7 @@ RUNTIME_FILES = (  # for the processor, and for the graphics card
 PAGES = (PACKAGE / "space_static", PACKAGE.parents[1] / "space-static")  # in an installed package, in the repository
 CALLS = (1, 2, 4, 6, 8, 12, 20)
 USUAL_CALLS, USUAL_FRAMES, USUAL_GIVEN = 8, 10, 5
+SMALLEST = 28  # pixels: a digit must fit into a test clip
 TEST_CLIPS, EXAMPLE = 12, 8  # test clips that come with the page; the one that it opens with
 PROBED, STRIDE, PROBE_TIME, PROBE_FRAMES = 64, 997, 500.0, 2  # values by which a page knows that a card computes right
 FOLLOW = 4.0  # weight of guidance by a prompt where the generation config names none
@@ -82,7 +83,8 @@ def export_page(
     graphs = export_onnx(pipeline, out / "model", CALLS)
     graphs.pop("sampler").unlink()
     about = describe(pipeline, name) | {"text": text, "bytes": {f.name: f.stat().st_size for f in graphs.values()}}
-    if about["in_channels"] > about["out_channels"] and about["size"][0] == about["size"][1]:
+    square, reads = about["size"][0] == about["size"][1], about["in_channels"] > about["out_channels"]
+    if reads and square and about["size"][0] >= SMALLEST:
         about |= write_clips(pipeline, out / "model")
     (out / "model" / "model.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return {file.relative_to(out).as_posix(): file for file in sorted(out.rglob("*")) if file.is_file()}
@@ -128,8 +130,8 @@ def read_tokenizer(tokenizer: Any, encoder: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def probe(pipeline: "VideoDiffusionPipeline", height: int, width: int) -> list[float]:
-    """Some values of the network's output for noise of seed 0 at time 500, without text and without given frames."""
+def probe(pipeline: "VideoDiffusionPipeline", height: int, width: int) -> dict[str, Any]:
+    """Every so many values of the network's output for noise of seed 0, without text and without given frames."""
     from video_diffusion.model.guidance import model_input
 
     config = pipeline.unet.config
@@ -139,7 +141,8 @@ def probe(pipeline: "VideoDiffusionPipeline", height: int, width: int) -> list[f
     text, _ = pipeline.encode_prompt(None, do_classifier_free_guidance=False)
     output = pipeline.unet(sample, torch.tensor([PROBE_TIME]), encoder_hidden_states=text, return_dict=False)[0]
     values = output.flatten()
-    return [float(values[i * STRIDE % len(values)]) for i in range(PROBED)]
+    found = [float(values[i * STRIDE % len(values)]) for i in range(PROBED)]
+    return {"frames": PROBE_FRAMES, "time": PROBE_TIME, "stride": STRIDE, "values": found}
 
 
 def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, Any]:
