@@ -7,6 +7,7 @@ The runtime comes from npm's registry once, into the cache.
 import io
 import json
 import os
+import re
 import shutil
 import threading
 from contextlib import contextmanager
@@ -178,7 +179,7 @@ def expected(pipeline, frames=FRAMES, calls=4, seed=0, **options):
 
 def finished(page):
     """Waits for a clip that took its time, and gives its GIF as Python reads it."""
-    page.get_by_role("status").filter(has_text=" s.").wait_for()
+    page.get_by_role("status").filter(has_text=re.compile(r"seed \d+: [\d.]+ s\.$")).wait_for()
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download GIF").click()
     return caught.value.path()
