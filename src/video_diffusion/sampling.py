@@ -206,6 +206,7 @@ def sample(
     seeds: Sequence[int],
     batch_size: int = 16,
     bar: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] | None = None,
     **options: Any,
 ) -> Clips:
     """The clips of a task.
@@ -216,6 +217,7 @@ def sample(
         seeds: one a clip; clip i comes from its own, whatever the batch.
         batch_size: clips at once.
         bar: arguments of tqdm for the progress bar.
+        prompts: what each clip shows; None: no text, or that of `options`.
         options: further arguments of the pipeline's call.
 
     Returns:
@@ -228,9 +230,12 @@ def sample(
     batches = []
     for first in range(0, len(seeds), batch_size):
         batch = seeds[first : first + batch_size]
-        given: dict[str, Any] = {"num_videos_per_prompt": len(batch)}
+        given: dict[str, Any] = {}
         if task.given is not None:
-            given = {"video": task.given[first : first + len(batch)], "frame_indices": task.places}
+            given |= {"video": task.given[first : first + len(batch)], "frame_indices": task.places}
+        if prompts is not None:
+            given |= {"prompt": list(prompts[first : first + len(batch)])}
+        given = given or {"num_videos_per_prompt": len(batch)}
         title = f"clips {first + 1} to {first + len(batch)} of {len(seeds)}"
         pipeline.set_progress_bar_config(desc=title, **(bar or {}))
         output: Any = pipeline(

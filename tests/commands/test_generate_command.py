@@ -120,6 +120,24 @@ def test_a_prompt_is_read_in_every_window_and_beside_given_frames(command, reade
     assert np.abs(said[2:] - silent[2:]).max() > 1
 
 
+def test_without_a_prompt_clips_show_the_example_prompts_of_the_model_in_turn(command, reader, tmp_path, capsys):
+    pipeline = VideoDiffusionPipeline.from_pretrained(reader)
+    prompts = ["the digit 3", "the digit 7 moves right"]
+    pipeline.generation_config = {"example_prompts": prompts, "guidance_scale": 2.0}
+    pipeline.save_pretrained(tmp_path / "known")
+    words = ("--model", str(tmp_path / "known"), "--num-videos", "3", "--batch-size", "2")
+    out = command("generate", *words)
+    assert "The model's example prompts: the digit 3; the digit 7 moves right." in capsys.readouterr().out
+    silent = command("generate", *words, "--prompt", "", out="silent")
+    assert "prompts" not in capsys.readouterr().out
+    common = {"num_inference_steps": 2, "output_type": "np"}
+    for i, text in enumerate([*prompts, prompts[0]]):
+        clips = pipeline(text, **common, generator=torch.Generator().manual_seed(i)).frames
+        plain = pipeline(**common, generator=torch.Generator().manual_seed(i)).frames
+        assert np.abs(frames_of(out, f"generate-{i:02d}.gif") - clips[0] * 255.0).max() < 1
+        assert np.abs(frames_of(silent, f"generate-{i:02d}.gif") - plain[0] * 255.0).max() < 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

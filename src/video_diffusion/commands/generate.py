@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 MODEL = "moving-mnist"
+DEFAULT_VIDEOS = 4
 FPS = (0.1, 100.0)  # frames a second that a GIF can keep
 MAX_SEED = 2**63 - 1
 MAX_VALUES = 2**30  # pixels of all clips together, which are held in memory
@@ -71,7 +73,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--model", default=MODEL, help="embedded model, folder or Hub id (default: %(default)s)")
     add("--num-videos", type=int, metavar="N", help="clips, or samples of each given clip (default: 4 and 1)")
     add("--num-frames", type=int, metavar="F", help="frames of a clip, any number (default: as the model was trained)")
-    add("--prompt", metavar="TEXT", help="what the clips show, for a model that reads (default: no text)")
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help="what the clips show, for a model that reads; '' is no text "
+        "(default: generate takes the example prompts of the model's generation config, the others no text)",
+    )
     add("--negative-prompt", metavar="TEXT", help="what the guidance leads away from (default: no text)")
     add(
         "--guidance-scale",
@@ -133,7 +140,8 @@ def run_generate(args: argparse.Namespace) -> None:
     check_arguments(args)
     pipeline = open_model(args)
     task = Task([], args.num_frames or trained_frames(pipeline))
-    write(make(pipeline, task, args), task, pipeline, args, "generate", start)
+    prompts = example_prompts(pipeline, args.num_videos or DEFAULT_VIDEOS) if args.prompt is None else None
+    write(make(pipeline, task, args, prompts), task, pipeline, args, "generate", start, prompts)
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -183,7 +191,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_history_guidance(args)
     if args.guidance_scale is not None and not 1 <= args.guidance_scale < math.inf:
         raise ValueError(f"`--guidance-scale` is {args.guidance_scale}, expected a number from 1 up.")
-    if args.prompt is None and (args.negative_prompt is not None or args.guidance_scale is not None):
+    if not args.prompt and (args.negative_prompt is not None or args.guidance_scale is not None):
         raise ValueError("`--prompt` is missing, expected one with `--negative-prompt` or `--guidance-scale`.")
     if not FPS[0] <= args.fps <= FPS[1]:
         raise ValueError(f"`--fps` is {args.fps}, expected a number from {FPS[0]:g} to {FPS[1]:g}.")
@@ -216,12 +224,22 @@ def open_model(args: argparse.Namespace) -> "VideoDiffusionPipeline":
     return load_pipeline(args.model, args.sampler, args.gamma, args.device, args.dtype)
 
 
-def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespace) -> Clips:
-    """The clips of a task, uint8 `[N, F, H, W, C]`; clip i comes from the seed `--seed` + i."""
-    count = len(task.given) if task.given is not None else args.num_videos or 4
+def example_prompts(pipeline: "VideoDiffusionPipeline", count: int) -> list[str] | None:
+    """The model's example prompts in turn, one for each clip; None where it has none or does not read."""
+    prompts = pipeline.generation_config.get("example_prompts")
+    if not prompts or pipeline.text_encoder is None:
+        return None
+    return [prompts[i % len(prompts)] for i in range(count)]
+
+
+def make(
+    pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespace, prompts: Sequence[str] | None = None
+) -> Clips:
+    """The clips of a task, uint8 `[N, F, H, W, C]`; clip i comes from the seed `--seed` + i and shows `prompts[i]`."""
+    count = len(task.given) if task.given is not None else args.num_videos or DEFAULT_VIDEOS
     check_size(count, task.num_frames, pipeline)
     options: dict[str, Any] = {}
-    if args.prompt is not None:
+    if args.prompt:
         options = {name: getattr(args, name) for name in ("prompt", "negative_prompt", "guidance_scale")}
     return sample(
         pipeline,
@@ -229,6 +247,7 @@ def make(pipeline: "VideoDiffusionPipeline", task: Task, args: argparse.Namespac
         range(args.seed, args.seed + count),
         args.batch_size,
         bar_options(),
+        prompts,
         num_inference_steps=args.steps,
         window_overlap=args.window_overlap,
         window_scheme=args.window_scheme,
@@ -245,6 +264,7 @@ def write(
     args: argparse.Namespace,
     name: str,
     start: float,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Writes a GIF and an MP4 for each clip and one contact sheet, says where they are and what to try next."""
     from video_diffusion.commands.terminal import show_picture
@@ -257,6 +277,8 @@ def write(
         write_gif(clip, gif, args.fps, scale)
         write_mp4(clip, mp4, args.fps, scale)
         files.append({"seed": args.seed + i, "gif": gif, "mp4": mp4})
+        if prompts is not None:
+            files[-1]["prompt"] = prompts[i]
     mask = np.isin(np.arange(task.num_frames), task.places)
     rows, labels = list(clips), [f"{i}" for i in range(len(clips))]
     if task.truth is not None:
@@ -265,13 +287,14 @@ def write(
     sheet = args.out / f"{name}.png"
     contact_sheet(rows, mask, sheet, labels)
     seconds, following = time.perf_counter() - start, next_command(name, args)
+    asked = "" if prompts is None else "The model's example prompts: " + "; ".join(dict.fromkeys(prompts)) + ".\n"
     count = "1 clip" if len(clips) == 1 else f"{len(clips)} clips"
     if not args.json:
         show_picture(sheet)
     report(
         args,
         f"{count} of {task.num_frames} frames in {args.out} ({name}-*.gif, *.mp4), all of them in {sheet}: "
-        f"{seconds:.1f} s.\nNext: {following}",
+        f"{seconds:.1f} s.\n{asked}Next: {following}",
         clips=files,
         sheet=sheet,
         num_frames=task.num_frames,

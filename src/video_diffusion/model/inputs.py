@@ -208,7 +208,8 @@ def check_generation_config(config: Any) -> dict[str, Any]:
 
     Args:
         config: flat, with some of `sampler` (a name), `num_inference_steps`, `guidance_scale` and
-            `history_guidance_scale` (as in the pipeline's call).
+            `history_guidance_scale` (as in the pipeline's call), and `example_prompts` (a list of texts that the
+            model knows well, for a caller who has none; the pipeline's call does not use them).
 
     Returns:
         a copy.
@@ -216,13 +217,16 @@ def check_generation_config(config: Any) -> dict[str, Any]:
     Raises:
         ValueError: where it is no dict, or a key or a value is not one of these.
     """
-    known = ("sampler", *DEFAULTS)
+    known = ("sampler", "example_prompts", *DEFAULTS)
     if not isinstance(config, Mapping):
         raise ValueError(f"`generation_config` is {config!r}, expected a dict of some of {known}.")
     if unknown := sorted(str(key) for key in config if key not in known):
         raise ValueError(f"`generation_config` has {unknown}, expected some of {known}.")
     if not isinstance(config.get("sampler", ""), str):
         raise ValueError(f"`sampler` is {config['sampler']!r}, expected a name.")
+    prompts = config.get("example_prompts", [])
+    if not isinstance(prompts, list | tuple) or not all(isinstance(text, str) and text for text in prompts):
+        raise ValueError(f"`example_prompts` is {shown(prompts)}, expected a list of texts.")
     if "num_inference_steps" in config:
         check_integers(num_inference_steps=config["num_inference_steps"])
     if "guidance_scale" in config:

@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
         run = Run(parse_arguments(argv))
         if run.args.dry_run:
             dry_run(run)
+            _let_go(run)
+            run.accelerator.end_training()
             return 0
         resume(run)
         if run.accelerator.is_main_process:
@@ -37,8 +39,14 @@ def main(argv: Sequence[str]) -> int:
         run.accelerator.init_trackers("training")
         stopped_by = train(run)
         if stopped_by is None:
+            require_finite(run)
+        _let_go(run)
+        if stopped_by is None:
             finish(run)
-    except (FloatingPointError, ValueError, OSError) as error:
+    except FloatingPointError as error:  # all processes raise it together
+        _let_go(run)
+        return _say(1, f"{error} {_how_to_go_on(run)}")
+    except (ValueError, OSError) as error:
         return _say(1, f"{_last_line(error)} {_how_to_go_on(run)}")
     except (MemoryError, RuntimeError) as error:
         return _say(1, f"{_of_memory(error)} {_how_to_go_on(run)}")
@@ -56,10 +64,9 @@ def finish(run: Run) -> None:
     """Writes the pipeline, and uploads it if asked to.
 
     Raises:
-        FloatingPointError: if nothing was learned, or a weight is not finite: a pipeline that is there stays.
+        FloatingPointError: if nothing was learned: a pipeline that is there stays.
         OSError: if it cannot be written or uploaded.
     """
-    require_finite(run)
     if run.progress.good_steps == 0:
         raise FloatingPointError(
             f"The gradient was finite in none of the {run.progress.step} steps, so nothing was learned and no "
@@ -71,6 +78,15 @@ def finish(run: Run) -> None:
     print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
     if run.args.push_to_hub and run.args.hub_model_id is not None:
         push_pipeline(run.output, run.args.hub_model_id)
+
+
+def _let_go(run: Run) -> None:
+    """Waits for all processes, and so until Gloo's threads have let go of the last gradients.
+
+    Where a process ends at once, PyTorch joins those threads with the interpreter's lock in its hand. They need the
+    lock, so the process would hang for ever (about one run of four on two busy cores).
+    """
+    run.accelerator.wait_for_everyone()
 
 
 def _how_to_go_on(run: Run) -> str:
