@@ -5,6 +5,7 @@ Where there is no Chromium these tests are skipped, except in CI, where they the
 """
 
 import io
+import json
 import os
 import shutil
 import time
@@ -29,6 +30,8 @@ NO_CHROMIUM = "there is no chromium here: apt-get install chromium"
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip(NO_CHROMIUM, allow_module_level=True)
 
+GENERATION_CONFIG = Path(__file__).parents[2] / "pipelines" / "moving-mnist" / "generation_config.json"
+STEPS = json.loads(GENERATION_CONFIG.read_text())["num_inference_steps"]
 FIRST_RESULT = 90  # seconds, on two cores, even without bfloat16
 SCREENSHOTS = os.environ.get("DEMO_SCREENSHOTS")  # a folder to keep pictures in
 SCREENS = {"phone": {"width": 390, "height": 844}, "laptop": {"width": 1280, "height": 800}}
@@ -226,9 +229,9 @@ def test_the_first_clip_is_there_in_time_and_can_be_downloaded(url, visit):
     visitor = visit(url).open("Create", options=False)
     start = time.monotonic()
     visitor.press("Create a clip")
-    visitor.page.get_by_text("20 frames, 20 steps of dpm++, seed 0: ").wait_for()
+    visitor.page.get_by_text(f"20 frames, {STEPS} steps of dpm++, seed 0: ").wait_for()
     assert time.monotonic() - start < FIRST_RESULT
-    clip = visitor.clip("20 frames, 20 steps of dpm++, seed 0: ")
+    clip = visitor.clip(f"20 frames, {STEPS} steps of dpm++, seed 0: ")
     assert clip.shape == (20, 64, 64, 1)
     assert clip.max() > 128
     movie = visitor.download("Download MP4", "mp4")
@@ -365,7 +368,7 @@ def test_a_link_that_was_tampered_with_is_answered_by_a_message(url, visit):
     visitor = visit(f"{url}/?kind=generate&steps=<img src=x onerror=alert(1)>")
     visitor.message("`steps` is '<img src=x onerror=alert(1)>' in the link, expected a number.")
     visitor.open("Create")
-    visitor.value("number input for Steps", 20)
+    visitor.value("number input for Steps", STEPS)
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused

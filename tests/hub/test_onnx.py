@@ -1,6 +1,7 @@
 """The exported graphs against the networks, and the exported table against diffusers' own loop."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from denoisers import TRANSFORMER
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.hub.onnx import export_onnx, sampler_table
@@ -100,6 +102,17 @@ def test_another_scheduler_is_refused(pipeline, tmp_path):
     other = VideoDiffusionPipeline(pipeline.unet, DPMSolverMultistepScheduler())
     with pytest.raises(ValueError, match=r"`pipeline.scheduler` is a DPMSolver.*, expected a VPContinuousScheduler"):
         export_onnx(other, tmp_path)
+
+
+def test_the_command_exports_a_model_whatever_its_usual_sampler(tmp_path, make_denoiser, capsys):
+    network = make_denoiser(in_channels=3, **TRANSFORMER | {"transformer_layers": 1})
+    pipeline = VideoDiffusionPipeline(network, VPContinuousScheduler())
+    pipeline.generation_config = {"sampler": "dpm++"}
+    pipeline.save_pretrained(tmp_path / "tiny")
+    assert main(["export", "onnx", "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "onnx")]) == 0
+    assert "unet.onnx" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "onnx").iterdir()} == {"unet.onnx", "sampler.json"}
+    assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "onnx" / "unet.onnx").read_bytes()
 
 
 def test_the_command_refuses_a_file_in_the_place_of_its_folder(tmp_path, capsys):

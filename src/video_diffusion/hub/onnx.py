@@ -71,7 +71,7 @@ def export_onnx(
         ImportError: where onnx or onnxscript is missing.
         ValueError: where the pipeline has a VAE or another scheduler, or `calls` holds what is no number of calls.
     """
-    _check(pipeline, calls)
+    check_exportable(pipeline, calls)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     unet, config = pipeline.unet, pipeline.unet.config
@@ -87,9 +87,8 @@ def export_onnx(
         names += ["encoder_hidden_states", "attention_mask"]
         shapes += [{0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}]
     files = {"unet": out / "unet.onnx"}
-    _write(
-        Denoiser(unet, width is not None), inputs, names, (*shapes[:2], tuple(shapes[2:])), "out_sample", files["unet"]
-    )
+    dynamics = (*shapes[:2], *([tuple(shapes[2:])] if width is not None else []))
+    _write(Denoiser(unet, width is not None), inputs, names, dynamics, "out_sample", files["unet"])
     if pipeline.text_encoder is not None:
         files["text_encoder"] = out / "text_encoder.onnx"
         tokens = (torch.ones(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.long))
@@ -107,7 +106,8 @@ def export_onnx(
     return files
 
 
-def _check(pipeline: "VideoDiffusionPipeline", calls: Sequence[int]) -> None:
+def check_exportable(pipeline: "VideoDiffusionPipeline", calls: Sequence[int]) -> None:
+    """Refuses what `export_onnx` could not write, with its errors."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -186,6 +186,9 @@ def _write(
             parameter.requires_grad_(needed)
     graph = program.model_proto
     _halve(graph)
+    told = (graph.graph.node, graph.graph.initializer, graph.graph.value_info)
+    for part in (graph, graph.graph, *(item for items in told for item in items)):
+        del part.metadata_props[:]  # lines of code with their folders: a tenth of the file
     onnx.save(graph, str(file))
 
 

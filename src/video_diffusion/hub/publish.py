@@ -37,6 +37,7 @@ LEFT_OUT = (
     "__pycache__",
     "pipelines",
     "space",
+    "space_static",
     "model_cards",
 )  # parts of an installed package that a Space has no use for
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")  # of a pipeline: its code is the package's

@@ -19,7 +19,7 @@ WAIT = 1.0  # seconds before the second attempt; doubled before each later one
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 STALE = ("*/*.safetensors", "*/*.safetensors.index*.json", "data/*.parquet")  # ours: removed where no longer written
-PACKAGE = "video_diffusion/"  # in a Space, all below it is ours
+OF_SPACES = {"gradio": ("video_diffusion/",), "static": ("model/", "ort/")}  # in a Space, all below these is ours
 
 T = TypeVar("T")
 
@@ -30,12 +30,13 @@ class Destination:
 
     Args:
         repo_id: "owner/name".
-        repo_type: "model", "dataset" or "space" (of Gradio).
+        repo_type: "model", "dataset" or "space".
         private: whether a new repository is private; None: as the owner's settings say.
         token: of the Hub; None: the one of `HF_TOKEN` or `hf auth login`.
         revision: a branch, made where it is missing; None: main.
         create_pr: whether to propose the commit as a pull request.
         commit_message: its title.
+        space_sdk: of a new Space, "gradio" or "static".
 
     Raises:
         ValueError: where the id is none, or a pull request is to start at a branch.
@@ -48,6 +49,7 @@ class Destination:
     revision: str | None = None
     create_pr: bool = False
     commit_message: str = "Upload"
+    space_sdk: str = "gradio"
 
     def __post_init__(self) -> None:
         check_repo_id(self.repo_id)
@@ -165,7 +167,7 @@ def commit(files: dict[str, Path], destination: Destination) -> "CommitInfo":
     to = destination
     api = HfApi(token=to.token)
     where: dict[str, Any] = {"repo_id": to.repo_id, "repo_type": to.repo_type}
-    kind: dict[str, Any] = {"space_sdk": "gradio"} if to.repo_type == "space" else {}
+    kind: dict[str, Any] = {"space_sdk": to.space_sdk} if to.repo_type == "space" else {}
     url = retry(lambda: api.create_repo(**where, **kind, private=to.private, exist_ok=True), "create the repository")
     where["repo_id"] = url.repo_id
     if to.revision is not None and not to.revision.startswith("refs/"):
@@ -181,7 +183,7 @@ def commit(files: dict[str, Path], destination: Destination) -> "CommitInfo":
             )
         return api.create_commit(
             **where,
-            operations=_operations(api, files, where, to.revision),
+            operations=_operations(api, files, where, to),
             revision=to.revision,
             create_pr=to.create_pr,
             commit_message=to.commit_message,
@@ -191,20 +193,20 @@ def commit(files: dict[str, Path], destination: Destination) -> "CommitInfo":
 
 
 def _operations(
-    api: "HfApi", files: dict[str, Path], where: dict[str, Any], revision: str | None
+    api: "HfApi", files: dict[str, Path], where: dict[str, Any], to: Destination
 ) -> list["CommitOperationAdd | CommitOperationDelete"]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    there = api.list_repo_files(**where, revision=revision)
-    stale = [name for name in there if name not in files and _is_ours(name, where["repo_type"])]
+    there = api.list_repo_files(**where, revision=to.revision)
+    stale = [name for name in there if name not in files and _is_ours(name, to)]
     added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
     return [*added, *(CommitOperationDelete(path_in_repo=name) for name in stale)]
 
 
-def _is_ours(name: str, repo_type: str) -> bool:
+def _is_ours(name: str, to: Destination) -> bool:
     """Whether a file of a repository was put there by a push: an older one, where this push does not write it."""
-    if repo_type == "space":
-        return name.startswith(PACKAGE)
+    if to.repo_type == "space":
+        return name.startswith(OF_SPACES[to.space_sdk])
     return any(PurePosixPath(name).match(pattern) for pattern in STALE)
 
 
