@@ -54,46 +54,38 @@ def no_npm(monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------------- the runtime
-def test_the_runtime_is_fetched_once_from_the_registry(archive, no_npm, monkeypatch):
-    asked = []
+@pytest.fixture
+def npm(archive, tmp_path, monkeypatch):
+    """A program in the place of npm: it copies the archive, and notes what it was asked."""
+    program, notes = tmp_path / "npm", tmp_path / "notes"
+    program.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\nshutil.copy({str(archive)!r}, sys.argv[-1])\n"
+        f"print(*sys.argv[1:3], file=open({str(notes)!r}, 'a'))"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(browser.shutil, "which", lambda name: str(program))
+    return notes
 
-    def urlopen(address, timeout):
-        asked.append(address)
-        return archive.open("rb")
 
-    monkeypatch.setattr(browser.urllib.request, "urlopen", urlopen)
+def test_the_runtime_is_fetched_once_by_npm(npm):
     folder = browser.fetch_runtime()
     assert {file.name: file.read_text() for file in folder.iterdir()} == {name: name for name in browser.RUNTIME_FILES}
     assert browser.fetch_runtime() == folder
-    assert asked == [f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{browser.VERSION}.tgz"]
+    assert npm.read_text().splitlines() == [f"pack onnxruntime-web@{browser.VERSION}"]
 
 
-def test_npm_fetches_it_where_there_is_one(archive, tmp_path, monkeypatch):
-    npm = tmp_path / "npm"
-    npm.write_text(
-        f"#!{sys.executable}\nimport shutil, sys\nshutil.copy({str(archive)!r}, sys.argv[-1])\nprint(sys.argv)"
-    )
-    npm.chmod(0o755)
-    monkeypatch.setattr(browser.shutil, "which", lambda name: str(npm))
-    monkeypatch.setattr(browser.urllib.request, "urlopen", lambda *a, **k: pytest.fail("not asked"))
-    assert {file.name for file in browser.fetch_runtime().iterdir()} == set(browser.RUNTIME_FILES)
-
-
-def test_an_altered_archive_is_not_opened(archive, no_npm, monkeypatch):
-    data = archive.read_bytes()
-    monkeypatch.setattr(browser.urllib.request, "urlopen", lambda *a, **k: io.BytesIO(data + b"!"))
+def test_an_altered_archive_is_not_opened(archive, npm):
+    archive.write_bytes(archive.read_bytes() + b"!")
     with pytest.raises(ValueError, match=r"is not onnxruntime-web .* as it was pinned"):
         browser.fetch_runtime()
 
 
-def test_without_a_registry_the_message_says_what_to_do_and_it_helps(archive, no_npm, monkeypatch):
-    def broken(*args, **options):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(browser.urllib.request, "urlopen", broken)
-    with pytest.raises(OSError, match=r"no route to host.*Fetch https://registry.*put it here: ") as caught:
+def test_without_npm_the_message_says_what_to_do_and_it_helps(archive, no_npm):
+    with pytest.raises(
+        OSError, match=r"there is no npm here.* run `npm pack onnxruntime-web@.*put .*here: "
+    ) as caught:
         browser.fetch_runtime()
-    Path(str(caught.value).rpartition("put it here: ")[2]).write_bytes(archive.read_bytes())
+    Path(str(caught.value).rpartition("writes here: ")[2]).write_bytes(archive.read_bytes())
     assert (browser.fetch_runtime() / browser.RUNTIME_FILES[0]).is_file()
 
 

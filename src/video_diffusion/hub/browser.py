@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 RUNTIME, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # SHA-512
 ARCHIVE = f"{RUNTIME}-{VERSION}.tgz"
-ADDRESS = f"https://registry.npmjs.org/{RUNTIME}/-/{ARCHIVE}"
 RUNTIME_FILES = (  # for the processor, and for the graphics card
     "ort.wasm.bundle.min.mjs",
     "ort-wasm-simd-threaded.wasm",
@@ -190,7 +188,7 @@ def write_rows(clips: "Clip", path: Path) -> None:
 def fetch_runtime() -> Path:
     """The folder of onnxruntime-web's files in the cache; fetched where they are not there.
 
-    By npm where there is one, which knows its mirrors, else from npm's registry.
+    By `npm pack`, which runs nothing of the package.
 
     Raises:
         OSError: where it cannot be fetched.
@@ -211,22 +209,20 @@ def fetch_runtime() -> Path:
 
 
 def download_runtime(folder: Path, by_hand: Path) -> Path:
-    """The archive, as npm's registry serves it; `by_hand` is where a person may put it. Raises OSError."""
-    npm, archive = shutil.which("npm"), folder / ARCHIVE
+    """The archive, as npm fetches it; `by_hand` is where a person may put it. Raises OSError."""
+    npm, asked = shutil.which("npm"), f"{RUNTIME}@{VERSION}"
     try:
-        if npm is not None:
-            command = [npm, "pack", f"{RUNTIME}@{VERSION}", "--silent", "--pack-destination", str(folder)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, cwd=folder)
-        else:
-            with urllib.request.urlopen(ADDRESS, timeout=60) as answer, archive.open("wb") as file:
-                shutil.copyfileobj(answer, file)
+        if npm is None:
+            raise FileNotFoundError("there is no npm here")
+        command = [npm, "pack", asked, "--silent", "--pack-destination", str(folder)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, cwd=folder)
     except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1:]
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
         raise OSError(
-            f"{RUNTIME} {VERSION} could not be fetched ({''.join(said)}). Fetch {ADDRESS} yourself, and put it here: "
-            f"{by_hand}"
-        ) from error
-    return archive
+            f"{RUNTIME} {VERSION} could not be fetched ({''.join(said)}). Install npm; or run `npm pack {asked}` "
+            f"elsewhere, and put what it writes here: {by_hand}"
+        ) from None
+    return folder / ARCHIVE
 
 
 def unpack(archive: Path, folder: Path) -> None:
