@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Error as PlaywrightError
 
 from demo_server import request, serving
 from denoisers import SMALLEST, tiny_denoiser
@@ -108,7 +109,11 @@ class Visitor:
 
     def clip(self, summary):
         """Waits for the line about a clip and for its picture, which is there in full; returns the GIF's frames."""
-        self.page.get_by_role("status").filter(has_text=summary).wait_for()
+        try:
+            self.page.get_by_role("status").filter(has_text=summary).wait_for()
+        except PlaywrightError as error:
+            said = [text for role in ("status", "alert") for text in self.page.get_by_role(role).all_inner_texts()]
+            raise AssertionError(f"The page says {said}, expected {summary!r}.") from error
         assert self.playing() > 1
         return self.download("Download GIF", "gif")
 

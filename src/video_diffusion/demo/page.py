@@ -94,7 +94,7 @@ def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
         def open_link(query: str) -> dict[Any, Any]:
             asked = refusing(read_query, query, studio.limits, studio.trained)
             if asked is None:
-                return {tabs: gr.Tabs()}
+                return {tabs: gr.skip()}
             gr.Info("The settings of the link are set: press the button to make the clip.")
             return set_all(asked)
 
