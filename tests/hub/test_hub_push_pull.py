@@ -18,6 +18,7 @@ from video_diffusion.data.video_io import resize, tile
 from video_diffusion.hub import transfer
 from video_diffusion.hub.folder import export_folder
 from video_diffusion.hub.publish import pull_pipeline, push_dataset, push_pipeline
+from video_diffusion.hub.transfer import check_no_secrets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 ALICE, BOB = "hf_" + "a" * 30, "hf_" + "b" * 30
@@ -248,10 +249,33 @@ def test_private_repositories_open_to_their_owners_token_only_and_errors_never_s
 @pytest.mark.parametrize("token", [ALICE, "hf_" + "z" * 34])
 def test_a_token_in_a_file_stops_the_push_before_anything_is_sent(hub, folder, token):
     (folder / "run.json").write_text(json.dumps({"hub_token": token}))
-    with pytest.raises(ValueError, match=r"run.json holds a token of the Hub, expected none") as caught:
+    with pytest.raises(ValueError, match=r"run.json, line 1, holds a token of the Hub, expected none") as caught:
         push_pipeline(folder, ID)
     assert token not in str(caught.value)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "secret"),
+    [
+        ("a token of the Hub", "hf_" + "Q" * 34),
+        ("a token of GitHub", "ghp_" + "a1" * 18),
+        ("a key of AWS", "AKIA" + "Z9" * 8),
+        ("a key of Google", "AIza" + "x-_8" * 8 + "abc"),
+        ("a key of a language model's service", "sk-proj-" + "Ab3_" * 10),
+        ("a token of Slack", "xoxb-" + "12-ab" * 6),
+        ("a private key", "-----BEGIN RSA PRIVATE KEY-----"),
+    ],
+)
+@pytest.mark.parametrize("name", ["LICENSE", "training.log", "README.md", "notes"])
+def test_a_secret_in_a_text_of_any_name_is_found_with_its_line(tmp_path, kind, secret, name):
+    file = tmp_path / name
+    file.write_text(f"first\n\nexport KEY={secret}\n")
+    with pytest.raises(ValueError, match=rf"{name}, line 3, holds {kind}, expected none") as caught:
+        check_no_secrets({name: file}, None)
+    assert secret not in str(caught.value)
+    file.write_text("a risk-free task-specific sk-learn, hf_hub_download, AKIA")
+    check_no_secrets({name: file}, None)
 
 
 def test_pull_refuses_pickles_names_that_lead_out_and_what_is_no_pipeline(hub, folder, tmp_path):

@@ -18,6 +18,16 @@ ATTEMPTS = 4
 WAIT = 1.0  # seconds before the second attempt; doubled before each later one
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+SECRETS = {  # what services call their keys, and how these begin
+    "a token of the Hub": TOKEN,
+    "a token of GitHub": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{50,})"),
+    "a key of AWS": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    "a key of Google": re.compile(r"\bAIza[\w-]{35}\b"),
+    "a key of a language model's service": re.compile(r"\bsk-(?:proj-|ant-)?[\w-]{32,}"),
+    "a token of Slack": re.compile(r"\bxox[abprs]-[\w-]{20,}"),
+    "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
+}
+NO_TEXT = (".safetensors", ".onnx", ".gif", ".png", ".mp4", ".npz", ".npy", ".parquet", ".wasm")
 STALE = ("*/*.safetensors", "*/*.safetensors.index*.json", "data/*.parquet")  # ours: removed where no longer written
 OF_SPACES = {"gradio": ("video_diffusion/",), "static": ("model/", "ort/")}  # in a Space, all below these is ours
 
@@ -102,14 +112,24 @@ def check_names(names: Iterable[str]) -> None:
             raise ValueError(f"The repository has a file named {name!r}, expected names inside its folder.")
 
 
-def check_no_token(files: dict[str, Path], token: str | None) -> None:
-    """Refuses to publish a text file that holds the token, or what looks like one. Raises ValueError."""
+def check_no_secrets(files: dict[str, Path], token: str | None) -> None:
+    """Refuses to publish a text that holds the token, or what looks like a secret of `SECRETS`.
+
+    Raises:
+        ValueError: with the file and the line, never with the secret.
+    """
     for name, file in files.items():
-        if file.suffix not in (".json", ".md", ".txt", ".py", ".yaml", ".yml", ".csv"):
+        if file.suffix in NO_TEXT:
             continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if TOKEN.search(text) or (token and token in text):
-            raise ValueError(f"{name} holds a token of the Hub, expected none: it would be published. Take it out.")
+        data = file.read_bytes()
+        if b"\0" in data[:8192]:
+            continue
+        for number, line in enumerate(data.decode(errors="replace").splitlines(), start=1):
+            kind = next((kind for kind, pattern in SECRETS.items() if pattern.search(line)), None)
+            if kind is None and token and token in line:
+                kind = "a token of the Hub"
+            if kind is not None:
+                raise ValueError(f"{name}, line {number}, holds {kind}, expected none: it would be published.")
 
 
 def hide_tokens(text: str, token: str | None) -> str:
@@ -227,13 +247,13 @@ def upload(files: dict[str, Path], destination: Destination, resume: str) -> str
         the address of the commit, or of the pull request.
 
     Raises:
-        ValueError: where a file holds a token.
+        ValueError: where a file holds a token or another secret.
         OSError: where it did not work, with the reason and how to go on.
     """
     from huggingface_hub import get_token
 
     token = destination.token or get_token()
-    check_no_token(files, token)
+    check_no_secrets(files, token)
     try:
         info = commit(files, destination)
     except Exception as error:
