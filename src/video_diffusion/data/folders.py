@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ CONTAINER_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 ARRAY_ENDINGS = (".npy", ".npz")
 VIDEO_ENDINGS = (*ARRAY_ENDINGS, ".gif", ".apng", *CONTAINER_ENDINGS)
 TABLES = ("metadata.jsonl", "metadata.csv")
+NOTES = ("readme", "license", "licence", "notes", "requirements")  # text files that are no captions
 SPLITS = {  # as `datasets` names them
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -79,6 +80,15 @@ def find_videos(folder: Path, split: str) -> list[FoundVideo]:
             f"them {missing[0]}."
         )
     return found
+
+
+def orphan_texts(folder: Path, found: Iterable[FoundVideo]) -> list[str]:
+    """Text files in the folders of these videos that no video belongs to, without notes such as README.txt."""
+    known = {path for video in found for path in (video.path.with_suffix(""), video.path)}
+    places = {video.path.parent for video in found}
+    texts = (path for place in places for path in _entries(place) if path.suffix.lower() == ".txt" and path.is_file())
+    lone = [path for path in texts if path.with_suffix("") not in known and path.stem.lower() not in NOTES]
+    return sorted(path.relative_to(folder).as_posix() for path in lone)
 
 
 def _entries(folder: Path) -> list[Path]:
