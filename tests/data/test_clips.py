@@ -268,8 +268,10 @@ def test_where_no_video_serves_the_reason_is_said(mixed, tmp_path):
     with pytest.raises(ValueError, match=r"a.mp4 spans 2.38 s, expected at least 9 s with `fps` 1"):
         clips_of(mixed, fps=1)
     (tmp_path / "none").mkdir()
-    with pytest.raises(FileNotFoundError, match="none"):
+    with pytest.raises(ValueError, match="none holds no videos, expected files"):
         clips_of(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        clips_of(tmp_path / "nowhere")
 
 
 def damaged_later(folder):

@@ -12,6 +12,9 @@ from video_diffusion.data.pictures import list_pictures
 CONTAINER_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 ARRAY_ENDINGS = (".npy", ".npz")
 VIDEO_ENDINGS = (*ARRAY_ENDINGS, ".gif", ".apng", *CONTAINER_ENDINGS)
+NO_VIDEOS = (
+    f"holds no videos, expected files ({', '.join(VIDEO_ENDINGS)}) or sub-folders with one picture for each frame."
+)
 TABLES = ("metadata.jsonl", "metadata.csv")
 NOTES = ("readme", "license", "licence", "notes", "requirements")  # text files that are no captions
 SPLITS = {  # as `datasets` names them
@@ -69,10 +72,7 @@ def find_videos(folder: Path, split: str) -> list[FoundVideo]:
         text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
         found.append(FoundVideo(path, path.relative_to(folder).as_posix(), text, rows.pop(path.resolve(), {})))
     if not found:
-        raise ValueError(
-            f"{root} holds no videos, expected files ({', '.join(VIDEO_ENDINGS)}) or sub-folders with one picture for "
-            "each frame."
-        )
+        raise ValueError(f"{root} {NO_VIDEOS}")
     if rows:
         missing = [str(path) for path in rows]
         raise ValueError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from video_diffusion.data.clips import ClipShape, VideoClips
-from video_diffusion.data.folders import is_video_folder
+from video_diffusion.data.folders import NO_VIDEOS, is_video_folder
 from video_diffusion.data.stored import StoredVideos, VideoFiles, VideoTable
 
 
@@ -35,13 +35,14 @@ def open_videos(
         return VideoFiles(path, split, background, video_axes)
     try:
         from datasets import load_dataset
-        from datasets.exceptions import DataFilesNotFoundError
     except ImportError as error:
         raise ImportError("data sets need datasets: pip install 'video-diffusion[train]'") from error
     try:
         table = load_dataset(str(name_or_path), split=split)
-    except DataFilesNotFoundError as error:
-        raise FileNotFoundError(f"{name_or_path} holds no videos and is no data set") from error
+    except FileNotFoundError as error:
+        if path.is_dir():
+            raise ValueError(f"{path} {NO_VIDEOS}") from error
+        raise
     return VideoTable(table, column, background, video_axes, path if path.is_dir() else Path())
 
 

@@ -155,7 +155,10 @@ def open_captions(source: Any, data: DataArguments, seed: int) -> Callable[[NDAr
     """
     if isinstance(source, MovingMNIST):
         return partial(_describe, source, seed)
-    return partial(_look_up, source.captions(data.caption_column))
+    try:
+        return partial(_look_up, source.captions(data.caption_column))
+    except ValueError as error:
+        raise ValueError(f"{error} Without captions, train with `text_encoder` none.") from error
 
 
 def _describe(source: MovingMNIST, seed: int, numbers: NDArray[np.int64]) -> list[str]:
