@@ -10,7 +10,6 @@ import pytest
 from video_diffusion.commands import dataset as command
 from video_diffusion.data import (
     MovingMNIST,
-    VideoColumn,
     build_dataset,
     build_iterable_dataset,
     load_videos,
@@ -188,88 +187,8 @@ def test_load_videos_reads_a_written_folder_in_any_order(tmp_path):
     write_parquet(tmp_path / "clips", videos, videos_per_file=4)
     column = load_videos(tmp_path / "clips", "test", num_frames=7, image_size=40)
     assert len(column) == 9
-    assert np.array_equal(column.batch([8, 0, 0, 5]), videos.batch([8, 0, 0, 5]))
+    assert np.array_equal(column.batch([8, 0, 0, 5]), videos.batch([8, 0, 0, 5])[..., None])
     with pytest.raises(ValueError, match="valid"):
         load_videos(tmp_path / "clips", "valid", num_frames=7, image_size=40)
     with pytest.raises(FileNotFoundError):
         load_videos(tmp_path / "nowhere" / "else", "test", num_frames=7, image_size=40)
-
-
-def table(videos: list[np.ndarray], feature=None):
-    features = feature and datasets.Features({"video": feature})
-    return datasets.Dataset.from_dict({"video": [video.tolist() for video in videos]}, features=features)
-
-
-@pytest.mark.parametrize("nested", [True, False])
-def test_channels_may_be_first_or_last_and_storage_nested_lists_or_arrays(nested):
-    video = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), np.uint8)
-    for layout in (video, np.moveaxis(video, -1, 1)):
-        feature = None if nested else datasets.Array4D(layout.shape, "uint8")
-        column = VideoColumn(table([layout, layout], feature), num_frames=5, image_size=6, num_channels=3)
-        assert np.array_equal(column.batch([1]), video[None])
-    for layout in (video[..., :1], np.moveaxis(video[..., :1], -1, 1), video[..., 0]):
-        assert np.array_equal(VideoColumn(table([layout]), 5, 6).batch([0]), video[None, ..., 0])
-
-
-def test_longer_videos_are_cut_at_the_start_or_at_a_place_drawn_once():
-    videos = [np.arange(length)[:, None, None] * np.ones((1, 4, 4), int) for length in (4, 9, 30)] * 40
-    first = VideoColumn(table(videos), num_frames=4, image_size=4).batch(range(120))[..., 0, 0]
-    assert (first == np.arange(4)).all()
-    column = VideoColumn(table(videos), num_frames=4, image_size=4, crop_seed=1)
-    starts = column.batch(range(120))[:, 0, 0, 0].astype(int)
-    assert np.array_equal(column.batch(range(119, -1, -1))[::-1, 0, 0, 0], starts)
-    assert set(starts[0::3].tolist()) == {0}
-    assert set(starts[1::3].tolist()) == set(range(6))
-    assert starts[2::3].max() > 15
-    assert (column.batch(range(120))[..., 0, 0] == starts[:, None] + np.arange(4)).all()
-
-
-def test_a_shuffled_or_selected_table_keeps_its_order():
-    videos = [np.full((3, 4, 4), value) for value in range(10)]
-    selected = table(videos).select([7, 2, 9])
-    assert VideoColumn(selected, num_frames=3, image_size=4).batch([2, 0])[:, 0, 0, 0].tolist() == [9, 7]
-
-
-GOOD = np.zeros((5, 6, 6), int)
-
-
-@pytest.mark.parametrize(
-    ("videos", "words"),
-    [
-        ([GOOD[:, :5]], r"row 0 has shape \(5, 5, 6\); expected .* H = W = 6 and 1 channel"),
-        ([np.zeros((5, 6, 6, 3), int)], r"row 0 has shape \(5, 6, 6, 3\)"),
-        ([GOOD, GOOD[:4]], "row 1 has 4 frames; expected at least 5"),
-        ([GOOD + 256], r"row 0 spans 256 to 256; expected \[0, 255\]"),
-        ([GOOD - 1], "row 0 spans -1 to -1"),
-        ([GOOD + 0.5], "row 0 is float64; expected whole numbers"),
-    ],
-)
-def test_unfit_videos_are_refused_when_the_data_set_is_opened(videos, words):
-    with pytest.raises(ValueError, match=words):
-        VideoColumn(table(videos), num_frames=5, image_size=6)
-
-
-def test_unfit_columns_are_refused():
-    def opened(columns: dict) -> VideoColumn:
-        return VideoColumn(datasets.Dataset.from_dict(columns), num_frames=5, image_size=6)
-
-    with pytest.raises(ValueError, match=r"columns \['clip'\]; expected one named 'video'"):
-        opened({"clip": [GOOD.tolist()]})
-    with pytest.raises(ValueError, match="no rows"):
-        opened({"video": []})
-    with pytest.raises(ValueError, match="decode video files first"):
-        opened({"video": ["a.mp4"]})
-    with pytest.raises(ValueError, match="lengths"):
-        opened({"video": [[[[0] * 6] * 6] * 4 + [[[0] * 5] * 6]]})
-    with pytest.raises(ValueError, match="empty values"):
-        opened({"video": [[[[None, 1, 1, 1, 1, 1]] * 6] * 5]})
-    with pytest.raises(ValueError, match="`num_frames` is 0"):
-        VideoColumn(table([GOOD]), num_frames=0, image_size=6)
-
-
-def test_a_later_row_of_another_size_is_named():
-    column = VideoColumn(table([GOOD, GOOD[:, :3]]), num_frames=5, image_size=6)
-    with pytest.raises(ValueError, match=r"row 1 has shape \(5, 3, 6\)"):
-        column.batch([0, 1])
-    with pytest.raises(IndexError, match="expected 0 to 1"):
-        column.batch([2])

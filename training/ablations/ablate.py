@@ -118,17 +118,17 @@ class Trial:
 
     def __post_init__(self) -> None:
         model_args, self.data, self.args = self.arguments
-        self.in_channels = 2 * self.data.num_channels + 1
+        self.in_channels = 2 * self.data.channels + 1
         self.denoiser, self.scheduler = build_model(model_args, self.data)
         if self.options.self_conditioning:
-            channels = self.data.num_channels
+            channels = self.data.channels
             config = dict(self.denoiser.config) | {"in_channels": self.in_channels + channels}
             self.denoiser = VideoUNet3DConditionModel.from_config(config)
         if self.args.attention_backend is not None:
             self.denoiser.set_attention_backend(self.args.attention_backend)
         self.model: nn.Module = self.denoiser
         if self.options.self_conditioning:
-            self.model = SelfConditioned(self.denoiser, self.data.num_channels)
+            self.model = SelfConditioned(self.denoiser, self.data.channels)
         self.times = AdaptiveTimes() if self.options.times == "adaptive" else None
 
     def loss(self, clips: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -49,13 +49,13 @@ class ContainerVideo(Video):
             limits.check_frame(name, stream.height, stream.width)
             stamps = self._stamps_of_packets(container, stream)
             self.seekable = stamps is not None
-        self.stamps = self._stamps_of_frames() if stamps is None else stamps
-        if not self.stamps:
+        self.stamps = np.array(self._stamps_of_frames() if stamps is None else stamps, np.int64)
+        if not len(self.stamps):
             raise ValueError(f"{name} holds no frames, expected at least one.")
         self.num_frames = len(self.stamps)
         first = next(self.frames([0]))
         self.height, self.width = first.shape[:2]
-        self.times = (np.array(self.stamps) - self.stamps[0]) * self.tick
+        self.times = (self.stamps - self.stamps[0]) * self.tick
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -133,19 +133,25 @@ class ContainerVideo(Video):
         if not self.seekable:
             yield from enumerate(container.decode(stream))
             return
-        places = {stamp: number for number, stamp in enumerate(self.stamps)}
         if first:
-            container.seek(self.stamps[first], stream=stream)
+            container.seek(int(self.stamps[first]), stream=stream)
         started = False
         for frame in container.decode(stream):
-            number = places.get(frame.pts, -1)
+            number = self._number(frame.pts)
             if not started and number > first:  # the file's index points behind the frame: decode from the start
-                container.seek(self.stamps[0], stream=stream)
-                yield from ((places.get(f.pts, -1), f) for f in container.decode(stream))
+                container.seek(int(self.stamps[0]), stream=stream)
+                yield from ((self._number(f.pts), f) for f in container.decode(stream))
                 return
             started = True
             if number >= 0:
                 yield number, frame
+
+    def _number(self, stamp: int | None) -> int:
+        """Which frame has this time; −1 where none has."""
+        if stamp is None:
+            return -1
+        place = int(np.searchsorted(self.stamps, stamp))
+        return place if place < len(self.stamps) and self.stamps[place] == stamp else -1
 
     def _pixels(self, frame: Any) -> Frame:
         """Upright pixels `[H, W, 3]`."""

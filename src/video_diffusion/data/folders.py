@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,11 @@ from video_diffusion.data.pictures import list_pictures
 CONTAINER_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 ARRAY_ENDINGS = (".npy", ".npz")
 VIDEO_ENDINGS = (*ARRAY_ENDINGS, ".gif", ".apng", *CONTAINER_ENDINGS)
+NO_VIDEOS = (
+    f"holds no videos, expected files ({', '.join(VIDEO_ENDINGS)}) or sub-folders with one picture for each frame."
+)
 TABLES = ("metadata.jsonl", "metadata.csv")
+NOTES = ("readme", "license", "licence", "notes", "requirements")  # text files that are no captions
 SPLITS = {  # as `datasets` names them
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -68,10 +72,7 @@ def find_videos(folder: Path, split: str) -> list[FoundVideo]:
         text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
         found.append(FoundVideo(path, path.relative_to(folder).as_posix(), text, rows.pop(path.resolve(), {})))
     if not found:
-        raise ValueError(
-            f"{root} holds no videos, expected files ({', '.join(VIDEO_ENDINGS)}) or sub-folders with one picture for "
-            "each frame."
-        )
+        raise ValueError(f"{root} {NO_VIDEOS}")
     if rows:
         missing = [str(path) for path in rows]
         raise ValueError(
@@ -79,6 +80,15 @@ def find_videos(folder: Path, split: str) -> list[FoundVideo]:
             f"them {missing[0]}."
         )
     return found
+
+
+def orphan_texts(folder: Path, found: Iterable[FoundVideo]) -> list[str]:
+    """Text files in the folders of these videos that no video belongs to, without notes such as README.txt."""
+    known = {path for video in found for path in (video.path.with_suffix(""), video.path)}
+    places = {video.path.parent for video in found}
+    texts = (path for place in places for path in _entries(place) if path.suffix.lower() == ".txt" and path.is_file())
+    lone = [path for path in texts if path.with_suffix("") not in known and path.stem.lower() not in NOTES]
+    return sorted(path.relative_to(folder).as_posix() for path in lone)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -230,11 +230,7 @@ class PictureFolder(Video):
         self.height, self.width = self._frame(files[0]).shape[:2]
 
     def _frame(self, file: Path) -> Frame:
-        with opened(file, str(file), self.limits) as image:
-            count = getattr(image, "n_frames", 1)
-            if count > 1:
-                raise ValueError(f"{file} holds {count} frames, expected a picture for each frame.")
-            return picture_frame(image, str(file), self.background)
+        return single_picture(file, str(file), self.background, self.limits)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """See `Video.frames`."""
@@ -244,6 +240,15 @@ class PictureFolder(Video):
                 last, frame = index, self._frame(self.files[index])
             assert frame is not None
             yield frame
+
+
+def single_picture(file: Path | bytes, name: str, background: str, limits: ReadLimits) -> Frame:
+    """A picture that is one frame of a video; see `picture_frame`. Raises ValueError where it is none or animated."""
+    with opened(file, name, limits) as image:
+        count = getattr(image, "n_frames", 1)
+        if count > 1:
+            raise ValueError(f"{name} holds {count} frames, expected a picture for each frame.")
+        return picture_frame(image, name, background)
 
 
 def list_pictures(folder: Path) -> list[Path]:

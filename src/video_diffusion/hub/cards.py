@@ -21,7 +21,7 @@ CARD = "README.md"
 MARK = "<!-- Written by `video-diffusion card`"  # in each card that may be written anew
 TEMPLATES = (PACKAGE / "model_cards" / "template.md", PACKAGE.parents[1] / "model_cards" / "template.md")
 RECIPE = {  # keys of run.json, as the card calls them
-    "dataset_name": "data",
+    "found": "of these",
     "variant": "Moving MNIST",
     "num_digits": "digits in a clip",
     "num_frames": "frames",
@@ -152,7 +152,7 @@ def front_matter(name: str, task: str, run: Mapping[str, Any], evaluations: Sequ
     from huggingface_hub import ModelCardData
 
     results = [result for e in evaluations if not e.other_weights for result in eval_results(e, task)]
-    dataset = run.get("dataset_name")
+    dataset = dataset_of(run)
     on_hub = isinstance(dataset, str) and dataset.count("/") == 1 and not dataset.startswith((".", "/", "~"))
     return ModelCardData(
         license="apache-2.0",
@@ -201,7 +201,8 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
         "text": text,
         "frames": frames,
         "given": max(frames // 2, 1),
-        "size": config.get("sample_size"),
+        "size": pixels_of(config),
+        "prompt": (generation.get("example_prompts") if dataset_of(run) else None) or ["the digit 3 moves right"],
         "half": half,
         "half_dtype": half and HALF[half],
         "samples": sorted(folder.glob("samples/*.gif")),
@@ -213,7 +214,7 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
         "solver": SOLVERS.get(generation.get("sampler") or ""),
         "reports": evaluations,
         "dataset": describe_data(run),
-        "mnist": bool(run) and run.get("dataset_name") is None and run.get("digits") is None,
+        "mnist": bool(run) and dataset_of(run) is None and run.get("digits") is None,
     }
     template = find_template().read_text(encoding="utf-8")
     return str(ModelCard.from_template(front_matter(name, task, run, evaluations), template_str=template, **values))
@@ -229,9 +230,9 @@ def find_template() -> Path:
 
 def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The rows about the networks and the process."""
-    size, names = config.get("sample_size"), ("block_out_channels", "layers_per_block", "patch_size")
+    size, names = pixels_of(config), ("block_out_channels", "layers_per_block", "patch_size")
     shape = f"{config.get('num_frames') or 'any number of'} frames"
-    shape += f" of {size}×{size} pixels" if isinstance(size, int) else ""
+    shape += f" of {size} pixels" if size else ""
     found = [
         ("denoiser", f"`{config.get('_class_name')}`, {count_parameters(folder / 'unet') / 1e6:.2f} million weights"),
         ("clip", f"{shape}, {config.get('out_channels')} channel(s)"),
@@ -243,10 +244,17 @@ def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[s
     return [*found, ("process", process)] if process else found
 
 
+def pixels_of(config: Mapping[str, Any]) -> str | None:
+    """Height × width of a frame, where the denoiser's config says it."""
+    size = config.get("sample_size")
+    height, width = [size, size] if isinstance(size, int) else size or (None, None)
+    return f"{height}×{width}" if size else None
+
+
 def describe_recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The rows about the training that run.json tells of; none where it is empty."""
-    skipped = ("variant", "num_digits") if run.get("dataset_name") else ("dataset_name",)
-    found = []
+    skipped = ("variant", "num_digits") if dataset_of(run) else ()
+    found = [("data", str(dataset_of(run)))] if dataset_of(run) else []
     for key, title in RECIPE.items():
         value = run.get(key)
         if value is not None and key not in skipped:
@@ -254,11 +262,18 @@ def describe_recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def dataset_of(run: Mapping[str, Any]) -> str | None:
+    """The dataset of a training, or the name of the folder of videos without where it lay; None for Moving MNIST."""
+    if run.get("videos"):
+        return f"videos of the folder `{Path(run['videos']).name or 'videos'}`"
+    return run.get("dataset_name")
+
+
 def describe_data(run: Mapping[str, Any]) -> str | None:
     """What the model was trained on, in a few words."""
     if not run:
         return None
-    return str(run.get("dataset_name") or f"Moving MNIST, {run.get('variant', 'classic')} variant")
+    return str(dataset_of(run) or f"Moving MNIST, {run.get('variant', 'classic')} variant")
 
 
 def write_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> Path:

@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 import yaml
 
+from video_diffusion.data.arrays import MANY_CLIPS, ONE_CLIP
+from video_diffusion.data.clips import CACHES, CROPS, ON_BAD
+from video_diffusion.data.frames import BACKGROUNDS
 from video_diffusion.training.fields import (
     argument,
     checked,
@@ -20,6 +23,7 @@ from video_diffusion.training.fields import (
     real,
     repository,
     shares,
+    size,
     switch,
     text,
     whole,
@@ -93,10 +97,16 @@ class ModelArguments:
 
 @group
 class DataArguments:
-    """Moving MNIST made on the fly, or any dataset with a `video` column."""
+    """Moving MNIST made on the fly, videos in a folder, or a dataset with a column of videos."""
 
+    videos: str | None = argument(
+        None, "Folder of videos: MP4, WebM, MOV, AVI, GIF, pictures, npy, npz.", or_none(text()), "agrees"
+    )
     dataset_name: str | None = argument(
-        None, "Folder or Hub id with a `video` column; left out: Moving MNIST on the fly.", or_none(text()), "agrees"
+        None,
+        "Hub id or folder of a dataset with a column of videos, or as --videos; neither: Moving MNIST on the fly.",
+        or_none(text()),
+        "agrees",
     )
     train_split: str = argument("train", "Split to train on.", text(), "agrees")
     validation_split: str | None = argument(
@@ -110,13 +120,67 @@ class DataArguments:
     )
     num_digits: int = argument(2, "Digits in a clip.", whole(1, 256), "agrees")
     num_frames: int = argument(10, "Frames of a clip.", whole(1, 4096), "agrees")
-    image_size: int = argument(64, "Height and width in pixels.", whole(1, 4096), "agrees")
-    num_channels: int = argument(1, "1: grey, 3: RGB.", one_of(1, 3), "agrees")
-    caption_column: str = argument("caption", "Captions in the dataset `dataset_name`.", text(), "agrees")
+    image_size: int | list[int] = argument(64, "Pixels along an edge, or height and width.", size(), "agrees")
+    num_channels: int | None = argument(
+        None, "1: grey, 3: RGB; left out: as the videos are.", or_none(one_of(1, 3)), "agrees"
+    )
+    frame_stride: int = argument(1, "Of a video, every so many-th frame.", whole(1, 4096), "agrees")
+    fps: float | None = argument(
+        None,
+        "Frames a second that clips show, whatever the videos' rates; left out: by frame_stride.",
+        or_none(real(above=0, at_most=1000)),
+        "agrees",
+    )
+    crop: str = argument(
+        "center",
+        "What image_size cannot show is cut: center or random; none: squeeze it.",
+        one_of(*CROPS),
+        "agrees",
+    )
+    random_flip: bool = argument(False, "Mirror half of the clips left to right.", switch(), "agrees")
+    video_column: str = argument("video", "Column of the dataset `dataset_name` with videos.", text(), "agrees")
+    video_axes: str | None = argument(
+        None,
+        "Axes of npy and npz files, where they are not recognised: such as FHW, NFHW, FNHW, FHWC.",
+        or_none(one_of(*ONE_CLIP, *MANY_CLIPS)),
+        "agrees",
+    )
+    video_background: str = argument(
+        "black", "Under transparent pixels: black or white.", one_of(*BACKGROUNDS), "agrees"
+    )
+    on_bad_video: str = argument(
+        "skip", "Videos that cannot be read or are too short: skip or fail.", one_of(*ON_BAD), "applies"
+    )
+    video_cache: str = argument(
+        "none", "Decode each video once, and keep it in memory or on the disk.", one_of(*CACHES), "applies"
+    )
+    video_cache_dir: str | None = argument(
+        None, "Where the disk's cache is; left out: among the assets of huggingface_hub.", or_none(text()), "applies"
+    )
+    caption_column: str = argument(
+        "caption", "Captions: a column of the dataset, or of the folder's metadata.", text(), "agrees"
+    )
     num_images: int = argument(
         0, "Independent images added to each clip as further frames (joint training).", whole(0, 4096), "agrees"
     )
     dataloader_num_workers: int = argument(0, "Processes that prepare batches.", whole(0, 256), "applies")
+
+    @property
+    def source(self) -> str | None:
+        """What is trained on: a folder, a file or a Hub id; None: Moving MNIST on the fly."""
+        return self.dataset_name if self.videos is None else self.videos
+
+    @property
+    def channels(self) -> int:
+        """Channels of a frame: 1 until it is known that the videos have more."""
+        return self.num_channels or 1
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """H and W, pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[1]
 
 
 @group
@@ -298,7 +362,24 @@ def _read(path: Path, known: list[str]) -> dict[str, Any]:
 def _check_together(model: ModelArguments, data: DataArguments, train: TrainArguments) -> None:
     if model.logsnr_min >= model.logsnr_max:
         raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
+    if data.videos is not None and data.dataset_name is not None:
+        raise ValueError(f"`videos` is {data.videos!r}, expected none beside `dataset_name`, {data.dataset_name!r}.")
+    if data.fps is not None and data.frame_stride != 1:
+        raise ValueError(f"`frame_stride` is {data.frame_stride}, expected 1 beside `fps`, which says the same.")
+    _check_size(model, data)
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
         raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
     if train.push_to_hub and train.hub_model_id is None:
         raise ValueError("`hub_model_id` is None, expected a repository id because `push_to_hub` is set.")
+
+
+def _check_size(model: ModelArguments, data: DataArguments) -> None:
+    """Raises ValueError where the network cannot take the frames."""
+    factor = model.patch_size * 2 ** (len(model.block_out_channels) - 1)
+    for name, edge in zip(("height", "width"), data.height_width, strict=True):
+        if edge % factor:
+            near = " or ".join(str(n) for n in (edge // factor * factor, (edge // factor + 1) * factor) if n)
+            raise ValueError(
+                f"`image_size` gives a {name} of {edge}, expected a multiple of {factor}, such as {near}: "
+                f"`patch_size` {model.patch_size}, halved between {len(model.block_out_channels)} levels."
+            )

@@ -26,12 +26,13 @@ def build_model(
 ) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
     """The denoiser with mask channels, attending to text states of `text_width` channels if given; the scheduler."""
     spatial, temporal = tuple(map(bool, model.spatial_attention)), tuple(map(bool, model.temporal_attention))
-    depths = tuple(model.layers_per_block)
+    depths, channels = tuple(model.layers_per_block), data.channels
+    height, width = data.height_width
     denoiser = VideoUNet3DConditionModel(
-        sample_size=data.image_size,
+        sample_size=height if height == width else (height, width),
         num_frames=data.num_frames,
-        in_channels=2 * data.num_channels + 1,
-        out_channels=data.num_channels,
+        in_channels=2 * channels + 1,
+        out_channels=channels,
         patch_size=model.patch_size,
         block_out_channels=tuple(model.block_out_channels),
         layers_per_block=depths[0] if len(depths) == 1 else depths,

@@ -8,10 +8,12 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from video_diffusion.training.batches import passes
 from video_diffusion.training.build import whole
 from video_diffusion.training.run import Run
 
 STEPS = 3  # that are timed
+LOADING = 3.0  # seconds for which the loader is timed
 
 
 def dry_run(run: Run) -> None:
@@ -32,6 +34,7 @@ def dry_run(run: Run) -> None:
         run.accelerator.backward(run.loss(batch, 0)[0])
     if not run.accelerator.is_main_process:
         return
+    loaded = loader_speed(run)
     parameters = sum(p.numel() for p in run.learner.parameters())
     if run.accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -45,11 +48,28 @@ def dry_run(run: Run) -> None:
     work, clips = flops.get_total_flops() / 1e9, run.args.per_device_batch_size
     print(f"seconds per step     {median:.3f}, with the optimiser")
     print(f"clips per second     {clips / median:.1f} on one {run.accelerator.device.type}")
+    workers = run.data.dataloader_num_workers
+    print(f"clips per second     {loaded:.1f} from the loader alone, workers: {workers}")
+    if loaded < (2 if workers else 10) * clips / median:
+        more = ", or keep decoded videos: `--video_cache memory` or disk" if run.data.source is not None else ""
+        print(f"                     Clips may come too slowly: take more `--dataloader_num_workers`{more}.")
     reached = matrix_speed(run.accelerator.device, run.accelerator.mixed_precision)
     print(
         f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / median:,.0f} GFLOP/s: "
         f"{work / median / reached:.0%} of what one large matrix product reaches here"
     )
+
+
+def loader_speed(run: Run) -> float:
+    """Clips a second that the loader of one process prepares, with as many workers as in the run."""
+    batches = passes(run.batches, 0, 10**6, run.data.dataloader_num_workers)
+    for _ in range(1 + 4 * run.data.dataloader_num_workers):  # those that are prepared ahead
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < LOADING and count < 200:
+        next(batches)
+        count += 1
+    return count * run.args.per_device_batch_size / (time.perf_counter() - start)
 
 
 def matrix_speed(device: torch.device, mixed_precision: str) -> float:

@@ -25,6 +25,7 @@ class Check:
         allows: whether a value, read or from a file, may be.
         nargs: as in argparse: how many words make the value.
         optional: whether it may be left out, as None.
+        settle: gives values that mean the same one form.
     """
 
     expected: str
@@ -32,6 +33,7 @@ class Check:
     allows: Callable[[Any], bool]
     nargs: str | None = None
     optional: bool = False
+    settle: Callable[[Any], Any] = lambda value: value
 
     def value(self, name: str, given: Any) -> Any:
         """What `given`, of a flag or a file, means for the argument `name`.
@@ -45,7 +47,7 @@ class Check:
             value = given
         if not (value is None and self.optional) and not self.allows(value):
             raise ValueError(f"`{name}` is {value!r}, expected {self.expected}.")
-        return value
+        return self.settle(value)
 
     def _read(self, given: Any) -> Any:
         if isinstance(given, list):
@@ -131,6 +133,20 @@ def shares(number: int) -> Check:
         ),
         nargs="+",
     )
+
+
+def size() -> Check:
+    """Pixels along an edge of a square: one number; or height and width: two."""
+    edge = whole(1, 4096)
+
+    def allows(value: Any) -> bool:
+        edges = value if isinstance(value, list) else [value]
+        return 1 <= len(edges) <= 2 and all(map(edge.allows, edges))
+
+    def settle(value: Any) -> Any:
+        return value[0] if isinstance(value, list) and len(set(value)) == 1 else value
+
+    return Check(f"{edge.expected}, or two: height and width", int, allows, nargs="+", settle=settle)
 
 
 def or_none(check: Check) -> Check:

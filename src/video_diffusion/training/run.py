@@ -4,6 +4,8 @@ A run is a pure function of its arguments: clips, times, noise and masks of a st
 two processes compute what one with twice the batch computes, and a run that was stopped goes on as if it had not been.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
+from video_diffusion.data import VideoClips
 from video_diffusion.training.arguments import Arguments, as_dict
-from video_diffusion.training.batches import Batch, StepBatches, open_captions, open_source, to_model
+from video_diffusion.training.batches import Batch, StepBatches, channels_of, open_captions, open_source, to_model
 from video_diffusion.training.build import (
     build_lr_scheduler,
     build_model,
@@ -61,7 +64,6 @@ class Run:
     def __init__(self, arguments: Arguments) -> None:
         self.model_args, self.data, self.args = arguments
         args = self.args
-        self.config = as_dict(arguments)
         self.history: list[dict[str, Any]] = []  # arguments that were in force before, each until a step
         self.output = Path(args.output_dir)
         self.accelerator = Accelerator(
@@ -72,6 +74,12 @@ class Run:
         )
         set_seed(args.seed)  # the same weights on every process
         self.train_source = open_source(self.data, self.data.train_split, args.seed)
+        self.data.num_channels = channels_of(self.train_source)
+        self.validation_source = self.open_validation()
+        self.config = as_dict(arguments)
+        if isinstance(self.train_source, VideoClips):
+            self.config["found"] = self.train_source.description
+            self.tell(self.train_source.notes)
         self.text = self.open_text()
         encoder = None if self.text is None else self.text.encoder
         denoiser, self.scheduler = build_model(
@@ -103,6 +111,21 @@ class Run:
             args.seed,
             None if self.text is None else open_captions(self.train_source, self.data, args.seed),
         )
+
+    def open_validation(self) -> Any:
+        """The held-out clips; where no split of videos is held out, the training clips."""
+        split = self.data.validation_split
+        if self.data.source is None:
+            split = split or "test"
+        elif split is None or split == self.data.train_split:
+            return self.train_source
+        return open_source(self.data, split, self.args.seed)
+
+    def tell(self, lines: Sequence[str]) -> None:
+        """Says something before the first step, once for all processes."""
+        if self.accelerator.is_main_process:
+            for line in lines:
+                print(f"train: {line}", file=sys.stderr)
 
     def open_text(self) -> RunText | None:
         """The text encoder of this run, or None."""
@@ -155,9 +178,13 @@ class Run:
         if self.text is not None and self.text.trained:
             encoder = type(self.text.encoder)(self.text.encoder.config).to(self.accelerator.device).eval()
         self.ema.copy_to(self.with_text(unet, encoder).parameters())
-        return VideoDiffusionPipeline(
+        pipe = VideoDiffusionPipeline(
             unet=unet.eval(),
             scheduler=self.scheduler,
             text_encoder=encoder,
             tokenizer=None if self.text is None else self.text.tokenizer,
         )
+        if self.text is not None and isinstance(self.train_source, VideoClips):
+            said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
+            pipe.generation_config = {"example_prompts": [text for text in said if text][:4]}
+        return pipe

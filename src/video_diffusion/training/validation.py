@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion.training.batches import open_source, to_model
+from video_diffusion.training.batches import to_model
 from video_diffusion.training.objective import TASKS, diffusion_loss, draw, model_input
 from video_diffusion.training.run import Run
 
@@ -20,7 +20,7 @@ def report(run: Run, step: int) -> None:
     values = validate(run)
     run.accelerator.log(values, step=step)
     tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    if run.data.dataset_name is None and run.data.variant == "classic":
+    if run.data.source is None and run.data.variant == "classic":
         tqdm.write(f"the best possible: {LIMITS}")
     if run.args.sample_steps and step % run.args.sample_steps == 0:
         for tracker in run.accelerator.trackers:
@@ -29,9 +29,7 @@ def report(run: Run, step: int) -> None:
 
 def held_out(run: Run, size: int) -> Tensor:
     """The first clips of the validation split (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
-    on_the_fly = run.data.dataset_name is None
-    split = run.data.validation_split or ("test" if on_the_fly else run.data.train_split)
-    source = open_source(run.data, split, run.args.seed)
+    source = run.validation_source
     clips = torch.from_numpy(source.batch(range(min(size, len(source)))))
     return clips if clips.ndim == 5 else clips[..., None]
 
