@@ -51,6 +51,8 @@ def hub(monkeypatch, tmp_path):
     with LoopbackHub({TOKEN: "you"}) as hub:
         for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
             monkeypatch.setattr(constants, name, value)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -92,7 +94,8 @@ def test_every_command_of_the_page_runs_in_turn(example, hub, tmp_path, monkeypa
     assert "from the loader alone" in said
     for name in ("generate-03", "predict-00"):
         assert len(read_video(tmp_path / "samples" / "shapes" / f"{name}.gif")) == 10
-    pushed = VideoDiffusionPipeline.from_pretrained("you/shapes")
+    assert main(["pull", "you/shapes", "pulled"]) == 0
+    pushed = VideoDiffusionPipeline.from_pretrained(tmp_path / "pulled")
     clip = pushed("a red circle", num_inference_steps=1, output_type="np", generator=torch.Generator().manual_seed(0))
     assert np.shape(clip.frames) == (1, 10, 32, 32, 3)
     card = (tmp_path / "runs" / "shapes" / "README.md").read_text(encoding="utf-8")
