@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from fractions import Fraction
 
 import av
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video_diffusion.data import ClipShape, VideoClips, load_videos
+from video_diffusion.data import ClipShape, MovingMNIST, VideoClips, load_videos, write_parquet
 from video_diffusion.data.stored import VideoTable
 from video_diffusion.data.video_io import write_gif, write_mp4
 
@@ -417,6 +418,15 @@ def test_paths_of_a_dataset_are_relative_to_its_folder(tmp_path):
     (tmp_path / "clips").rename(tmp_path / "set" / "clips")
     stored = VideoTable(table(["clips/a.mp4"]), base=tmp_path / "set")
     assert numbers_in(VideoClips(stored, ClipShape(10, 16, 16)).batch([0])[0]) == list(range(1, 11))
+
+
+def test_a_dataset_that_was_built_anew_is_read_anew(tmp_path):
+    videos = {"split": "test", "image_size": 32, "num_videos": 2}
+    for frames in (3, 5):
+        shutil.rmtree(tmp_path / "my-clips", ignore_errors=True)
+        write_parquet(tmp_path / "my-clips", MovingMNIST(num_frames=frames, **videos))
+        clips = load_videos(tmp_path / "my-clips", "test", num_frames=3, image_size=32)
+        assert [video.num_frames for video in clips.videos] == [frames] * 2
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -1,5 +1,6 @@
 """Videos of any source as clips of one shape: a folder of files, or a data set with a column of videos."""
 
+import hashlib
 from pathlib import Path
 
 from video_diffusion.data.clips import ClipShape, VideoClips
@@ -38,12 +39,23 @@ def open_videos(
     except ImportError as error:
         raise ImportError("data sets need datasets: pip install 'video-diffusion[train]'") from error
     try:
-        table = load_dataset(str(name_or_path), split=split)
+        table = load_dataset(str(name_or_path), split=split, cache_dir=_cache_of(path) if path.is_dir() else None)
     except FileNotFoundError as error:
         if path.is_dir():
             raise ValueError(f"{path} {NO_VIDEOS}") from error
         raise
     return VideoTable(table, column, background, video_axes, path if path.is_dir() else Path())
+
+
+def _cache_of(folder: Path) -> str:
+    """A cache for the folder as it is now: `datasets` takes two folders of one name for the same, changed or not."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for file in sorted(folder.rglob("*")):
+        state = file.stat()
+        digest.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return str(Path(HF_DATASETS_CACHE) / "video_diffusion" / digest.hexdigest()[:24])
 
 
 def load_videos(
