@@ -55,24 +55,50 @@ Denoiser = Callable[[Tensor, Tensor, Conditions], tuple[Tensor, Tensor]]
 
 @dataclass
 class Canvas:
-    """The whole videos of a call, on the CPU, filled window by window.
+    """The videos of a call, or of a stream those frames that are still needed; on the CPU, filled window by window.
 
     Args:
         latents: x where it is known (z_0 once it is made), `[B, C, F, H, W]`, 0 elsewhere.
         known: bool `[1, 1, F, 1, 1]` or, for single pixels, `[1, 1, F, H, W]`, true where it is known.
         video: what is made, decoded: `[B, F, C, H, W]` in [0, 1]; None where latents are asked for.
+        start: which frame of the video is the first of these F.
     """
 
     latents: Tensor
     known: Tensor
     video: Tensor | None = None
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The frame of the video behind the last of these."""
+        return self.start + self.latents.shape[2]
+
+    def at(self, places: Sequence[int]) -> list[int]:
+        """Where frames of the video stand on the frame axis."""
+        return [place - self.start for place in places]
 
     def put(self, places: Sequence[int], latents: Tensor, video: Tensor | None) -> None:
         """Adds the frames that a window made."""
-        self.latents[:, :, list(places)] = latents.cpu()
-        self.known[:, :, list(places)] = True
+        self.latents[:, :, self.at(places)] = latents.cpu()
+        self.known[:, :, self.at(places)] = True
         if self.video is not None and video is not None:
-            self.video[:, list(places)] = video.cpu()
+            self.video[:, self.at(places)] = video.cpu()
+
+    def slide(self, start: int, stop: int) -> None:
+        """Drops the frames before `start`, and adds unknown ones up to `stop`."""
+        dropped, added = max(start - self.start, 0), max(stop - self.stop, 0)
+        self.latents = _slide(self.latents, 2, dropped, added)
+        self.known = _slide(self.known, 2, dropped, added)
+        self.video = None if self.video is None else _slide(self.video, 1, dropped, added)
+        self.start += dropped
+
+
+def _slide(x: Tensor, axis: int, dropped: int, added: int) -> Tensor:
+    """A copy of `x` without its first indices of an axis, with zeros behind the last."""
+    shape = list(x.shape)
+    shape[axis] = added
+    return torch.cat([x.narrow(axis, dropped, x.shape[axis] - dropped), x.new_zeros(shape)], dim=axis)
 
 
 # --------------------------------------------------------------------------------------------------------- the network

@@ -4,7 +4,7 @@ This file travels to the Hub beside `pipeline.py`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Real
 from operator import index
@@ -69,25 +69,31 @@ class Call:
 
     Args:
         given: what is given, for every clip.
-        windows: the plan.
-        shape: of the latents of all clips, `(B, C, F, H, W)`.
+        windows: the plan; a list, but for a video without end.
+        num_windows: of them; infinity for a video without end.
+        shape: of the latents of all clips, `(B, C, F, H, W)`; without end, F is the length of a window.
+        num_videos_per_prompt: how many of the B clips share a prompt, side by side.
         num_inference_steps: network calls of a window.
         guidance_scale: w of classifier-free guidance; 0 or 1: none.
         history_scale: w of guidance by the given frames; 1: none.
         reconstruction_scale: w of reconstruction guidance; 0: none.
         generator: as in `__call__`.
         latents: standard normal noise of `shape`, or None.
+        clip_skip: as in `__call__`.
     """
 
     given: Given
-    windows: list[Window]
+    windows: Iterable[Window]
+    num_windows: float
     shape: tuple[int, int, int, int, int]
+    num_videos_per_prompt: int
     num_inference_steps: int
     guidance_scale: float
     history_scale: float
     reconstruction_scale: float
     generator: Generators | None
     latents: Tensor | None
+    clip_skip: int | None
 
 
 # ------------------------------------------------------------------------------------------------------ the whole call
@@ -111,10 +117,12 @@ def resolve_call(
     generator: Generators | None,
     latents: Tensor | None,
     clip_skip: int | None,
+    streams: bool = False,
 ) -> Call:
     """Brings the arguments of a call to one form; what is not given comes from `pipeline.generation_config`.
 
-    The arguments are those of the pipeline's `__call__`, by the same names; `texts` holds prompts and embeddings.
+    The arguments are those of the pipeline's `__call__`, by the same names; `texts` holds prompts and embeddings. For
+    one that `streams`, no `num_frames` means a video without end.
 
     Raises:
         ValueError: where an argument is refused, by its name.
@@ -124,8 +132,9 @@ def resolve_call(
     frames = None if video is None else read_frames(video, pipeline.pixel_channels)
     if num_frames is None and mask_image is not None and frames is not None:
         num_frames = frames.shape[1]
+    endless = streams and num_frames is None
     F, H, W = resolve_shape(pipeline, num_frames, height, width)
-    given = read_given(frames, frame_indices, mask_image, (F, H, W))
+    given = read_given(frames, frame_indices, mask_image, (LIMITS["num_frames"] if endless else F, H, W))
     if mask_image is not None and pipeline.vae is not None:
         raise ValueError("`mask_image` is given, expected None: the diffusion runs in latents, not in pixels.")
     if not isinstance(window_scheme, str) or window_scheme not in SCHEMES:
@@ -133,9 +142,12 @@ def resolve_call(
     if window_overlap is not None:
         check_integers(window_overlap=window_overlap)
     trained = pipeline.unet.config.get("num_frames")
-    windows = list(plan_windows(F, trained, window_overlap, window_scheme, given.whole_frames()))
+    windows: Iterable[Window]
+    windows = plan_windows(None if endless else F, trained, window_overlap, window_scheme, given.whole_frames())
+    windows = windows if endless else list(windows)
+    count = len(windows) if isinstance(windows, list) else math.inf
     scales = resolve_scales(
-        pipeline, texts, given, len(windows), guidance_scale, history_guidance_scale, reconstruction_guidance_scale
+        pipeline, texts, given, count, guidance_scale, history_guidance_scale, reconstruction_guidance_scale
     )
     steps = pipeline.generation_config.get("num_inference_steps", DEFAULTS["num_inference_steps"])
     steps = steps if num_inference_steps is None else num_inference_steps
@@ -147,15 +159,18 @@ def resolve_call(
             f"`num_videos_per_prompt`, `num_frames`, `height` and `width` ask for latents of {shape}, expected at "
             f"most {MAX_VALUES} values."
         )
+    if endless and latents is not None:
+        raise ValueError("`latents` is given, expected None without `num_frames`: there is no end to the noise.")
     check_noise(shape, generator, latents)
-    return Call(given.repeat(base, num_videos_per_prompt), windows, shape, steps, *scales, generator, latents)
+    given = given.repeat(base, num_videos_per_prompt)
+    return Call(given, windows, count, shape, num_videos_per_prompt, steps, *scales, generator, latents, clip_skip)
 
 
 def resolve_scales(
     pipeline: Any,
     texts: Mapping[str, Any],
     given: Given,
-    windows: int,
+    windows: float,
     guidance: float | None,
     history: float | None,
     reconstruction: float | None,
@@ -284,9 +299,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_output(
-    pipeline: Any, output_type: Any, return_dict: Any, callback: Any, callback_inputs: Any, known: Sequence[str]
-) -> None:
+def shown_count(count: float) -> str:
+    """How an error shows a number of windows."""
+    return "endless" if count == math.inf else str(count)
+
+
+def check_output(pipeline: Any, output_type: Any, callback: Any, callback_inputs: Any, known: Sequence[str]) -> None:
     """Refuses a form of output or a callback that there is not.
 
     Raises:
@@ -296,8 +314,6 @@ def check_output(
         raise ValueError(f"`output_type` is {shown(output_type)}, expected one of {OUTPUT_TYPES}.")
     if output_type == "pil" and pipeline.pixel_channels not in PIL_MODES:
         raise ValueError(f"`output_type` is 'pil', expected 'np' or 'pt' for {pipeline.pixel_channels} channels.")
-    if not isinstance(return_dict, bool):
-        raise ValueError(f"`return_dict` is {shown(return_dict)}, expected True or False.")
     if callback is not None and not callable(callback):
         raise ValueError(f"`callback_on_step_end` is {shown(callback)}, expected a function or None.")
     if not isinstance(callback_inputs, list | tuple):
@@ -376,6 +392,42 @@ def check_text(pipeline: Any, texts: Mapping[str, Any], clip_skip: Any) -> None:
         raise ValueError(f"`clip_skip` is {clip_skip}, expected None or, for CLIP alone, at most {layers}: {kind}.")
 
 
+class Prompts:
+    """The prompt of a stream, which may change on the way.
+
+    Args:
+        prompt: as in a call; or a function of the number of frames that the stream has given so far, asked before each
+            window; or an iterable (no list, tuple or other collection) with one for each window, of which the last one
+            stays. What a function or an iterable gives is a string or a list of strings.
+
+    Attributes:
+        current: the prompt of the next window, as in a call.
+
+    Raises:
+        ValueError: where what comes is no prompt.
+    """
+
+    def __init__(self, prompt: Any) -> None:
+        self.current, self._ask = prompt, None
+        if callable(prompt):
+            self._ask = prompt
+        elif isinstance(prompt, Iterable) and not isinstance(prompt, str | Sequence | Set | Mapping):
+            each = iter(prompt)
+            self._ask = lambda num_frames: next(each, self.current if num_frames else None)
+        self.advance(0)
+
+    def advance(self, num_frames: int) -> bool:
+        """Asks for the prompt of the next window, after so many frames; returns whether it is another one."""
+        if self._ask is None:
+            return False
+        asked = self._ask(num_frames)
+        texts = asked if isinstance(asked, list) else [asked]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"`prompt` gave {shown(asked)}, expected a string or a list of strings.")
+        before, self.current = self.current, asked
+        return asked != before
+
+
 def can_guide(pipeline: Any, texts: Mapping[str, Any]) -> bool:
     """Whether there is a text for both sides of classifier-free guidance."""
     return pipeline.text_encoder is not None or all(
@@ -413,13 +465,17 @@ def check_scheduler(scheduler: Any) -> None:
             )
 
 
-def check_reconstruction(pipeline: Any, given: Given, windows: int, scale: Any) -> None:
+def check_reconstruction(pipeline: Any, given: Given, windows: float, scale: Any) -> None:
     """Refuses a scale of reconstruction guidance where none can be used, and its absence where it is needed."""
     name, conditioned = "reconstruction_guidance_scale", given.frames is not None or windows > 1
     C, scheduler = pipeline.latent_channels, pipeline.scheduler
     if scale is None:
         if conditioned and pipeline.unet.config.in_channels == C:
-            what = "`video` is given" if given.frames is not None else f"`num_frames` needs {windows} windows"
+            what = (
+                "`video` is given"
+                if given.frames is not None
+                else f"`num_frames` needs {shown_count(windows)} windows"
+            )
             raise ValueError(
                 f"`{name}` is None, expected a number: {what} and the model has no channels for given frames "
                 f"(in_channels {C}, not {2 * C + 1})."
@@ -440,7 +496,7 @@ def check_reconstruction(pipeline: Any, given: Given, windows: int, scale: Any) 
         raise ValueError(f"`{name}` is {scale}, expected None in inference mode, which knows no gradients.")
 
 
-def check_history(pipeline: Any, given: Given, windows: int, scale: Any, reconstruction: float | None) -> None:
+def check_history(pipeline: Any, given: Given, windows: float, scale: Any, reconstruction: float | None) -> None:
     """Refuses a scale of the guidance by given frames that is no number, or where the model reads none."""
     name, C = "history_guidance_scale", pipeline.latent_channels
     check_number(name, scale)

@@ -7,7 +7,8 @@ travels to the Hub as it is, and the files that it imports relatively lie beside
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ from .inputs import (
     Call,
     Frames,
     Generators,
+    Prompts,
     check_generation_config,
     check_output,
+    check_text,
     encode_tokens,
     is_clip,
     resolve_call,
+    shown,
     text_length,
 )
-from .windows import Window
+from .windows import Window, with_horizon
 
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components: a file format, never to change
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
@@ -422,18 +426,63 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return None if embeds is None else embeds.to(device, self.unet.dtype)
 
     # ------------------------------------------------------------------------------------------------------- sampling
-    def _prepare_canvas(self, call: Call, pixels: bool) -> Canvas:
-        """The empty videos, latents and, if asked, pixels, with what is given in its places."""
-        given, shape = call.given, call.shape
-        canvas = Canvas(torch.zeros(shape), torch.zeros(1, 1, shape[2], *given.mask.shape[-2:], dtype=torch.bool))
+    def _open_call(
+        self,
+        prompt: Any,
+        prompt_embeds: Tensor | None,
+        negative_prompt: Any,
+        negative_prompt_embeds: Tensor | None,
+        output_type: Any,
+        callback: Any,
+        callback_inputs: Any,
+        **options: Any,
+    ) -> tuple[Call, dict[str, Any], Sequence[str]]:
+        """The arguments of a call or a stream, checked and resolved; its texts; the tensors of its callback.
+
+        Raises:
+            ValueError: where an argument is refused.
+        """
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            callback_inputs = callback.tensor_inputs
+        check_output(self, output_type, callback, callback_inputs, self._callback_tensor_inputs)
+        texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
+        texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
+        call = resolve_call(self, texts=texts, **options)
+        if (call.history_scale != 1 or call.reconstruction_scale > 0) and has_cache(self.unet):
+            raise ValueError("`unet` has a cache, expected none with guidance by given frames: it calls twice a step.")
+        return call, texts, callback_inputs
+
+    def _read_texts(self, call: Call, texts: Mapping[str, Any]) -> list[Tensor | None]:
+        """Both sides of the text as the windows take them, `[B, L, D]` each, or None."""
+        sides = self.encode_prompt(
+            num_videos_per_prompt=call.num_videos_per_prompt,
+            do_classifier_free_guidance=self.do_classifier_free_guidance,
+            clip_skip=call.clip_skip,
+            **texts,
+        )
+        return [
+            one if one is None or len(one) == call.shape[0] else one[:1].expand(call.shape[0], -1, -1) for one in sides
+        ]
+
+    def _empty_canvas(self, call: Call, pixels: bool) -> Canvas:
+        """Videos of no frame, as latents and, if asked, as pixels."""
+        (B, C, _, h, w), scale = call.shape, self.vae_scale_factor
+        canvas = Canvas(torch.zeros(B, C, 0, h, w), torch.zeros(1, 1, 0, *call.given.mask.shape[-2:]).bool())
         if pixels:
-            size = (shape[3] * self.vae_scale_factor, shape[4] * self.vae_scale_factor)
-            canvas.video = torch.zeros(shape[0], shape[2], self.pixel_channels, *size)
-        if given.frames is not None:
-            canvas.known[:, :, given.indices] = rearrange(given.mask, "k c h w -> 1 c k h w")
-            latents = self.encode(given.frames.to(self._execution_device) * 2 - 1).cpu()
-            canvas.latents[:, :, given.indices] = latents * canvas.known[:, :, given.indices]
+            canvas.video = torch.zeros(B, 0, self.pixel_channels, h * scale, w * scale)
         return canvas
+
+    def _extend(self, canvas: Canvas, call: Call, stop: int) -> None:
+        """Adds the frames before `stop` to the canvas, with what is given of them in its places."""
+        added, given = range(canvas.stop, stop), call.given
+        canvas.slide(canvas.start, stop)
+        chosen = [i for i, place in enumerate(given.indices) if place in added]
+        if given.frames is None or not chosen:
+            return
+        places = canvas.at([given.indices[i] for i in chosen])
+        canvas.known[:, :, places] = rearrange(given.mask[chosen], "k c h w -> 1 c k h w")
+        latents = self.encode(given.frames[:, chosen].to(self._execution_device) * 2 - 1).cpu()
+        canvas.latents[:, :, places] = latents * canvas.known[:, :, places]
 
     def _begin_window(self, steps: int) -> None:
         """Sets scheduler and caches to the start of a window; its first step is the first, whatever the timesteps."""
@@ -442,6 +491,20 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
+
+    def _bar(self, call: Call) -> Any:
+        """The progress bar over all steps of all windows; says how many they are."""
+        self._begin_window(call.num_inference_steps)
+        total = len(self.scheduler.timesteps) * call.num_windows
+        self._num_timesteps = len(self.scheduler.timesteps) if total == math.inf else int(total)
+        return self.progress_bar(total=total)
+
+    def _say_window(self, bar: Any, call: Call, i: int) -> None:
+        """Shows which window the bar has come to."""
+        title, many = getattr(self, "_progress_bar_config", {}).get("desc"), call.num_windows
+        if many > 1:
+            of = "" if many == math.inf else f" of {many}"
+            bar.set_description(f"{f'{title}, ' if title else ''}window {i + 1}{of}")
 
     def _make_window(
         self, call: Call, canvas: Canvas, window: Window, text: Sequence[Tensor | None], step_end: StepEnd
@@ -455,7 +518,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: where the network gives NaN or infinite values.
         """
         device, frames, (B, C, _, h, w) = self._execution_device, window.frames, call.shape
-        given, known = canvas.latents[:, :, frames].to(device), canvas.known[:, :, frames].to(device)
+        places = canvas.at(frames)
+        given, known = canvas.latents[:, :, places].to(device), canvas.known[:, :, places].to(device)
         read = known.flatten(3).all(-1)[0] & (self.unet.config.in_channels > C)
         conditions = Conditions(given, known, read, *text)
         denoise = classifier_free(network(self.unet, self.scheduler), lambda: self._guidance_scale)
@@ -488,13 +552,16 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         canvas.put(window.made, made, None if canvas.video is None else self.decode(made))
         return [conditions.prompt_embeds, conditions.negative_prompt_embeds]
 
-    def _finish(self, canvas: Canvas, call: Call, output_type: str) -> Any:
-        """The clips as `output_type`; what was given comes back as it went in."""
-        video, given = canvas.video, call.given
-        if video is None:
-            return canvas.latents
-        if given.frames is not None:
-            video[:, given.indices] = torch.where(given.mask, given.frames, video[:, given.indices])
+    def _finish(self, canvas: Canvas, call: Call, places: range, output_type: str) -> Any:
+        """Frames of the clips as `output_type`; what was given comes back as it went in."""
+        part, given = slice(places.start - canvas.start, places.stop - canvas.start), call.given
+        if canvas.video is None:
+            return canvas.latents[:, :, part]
+        video = canvas.video[:, part]
+        chosen = [i for i, place in enumerate(given.indices) if place in places]
+        if given.frames is not None and chosen:
+            at = [given.indices[i] - places.start for i in chosen]
+            video[:, at] = torch.where(given.mask[chosen], given.frames[:, chosen], video[:, at])
         if output_type == "pt":
             return video
         arrays = [VideoProcessor.pt_to_numpy(clip) for clip in video]
@@ -576,17 +643,16 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Raises:
             ValueError: where an argument is refused, before the first network call; where the network gives NaN.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        known_inputs = self._callback_tensor_inputs
-        check_output(
-            self, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs, known_inputs
-        )
-        texts: dict[str, Any] = {"prompt": prompt, "prompt_embeds": prompt_embeds}
-        texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
-        call = resolve_call(
-            self,
-            texts=texts,
+        if not isinstance(return_dict, bool):
+            raise ValueError(f"`return_dict` is {shown(return_dict)}, expected True or False.")
+        call, texts, inputs = self._open_call(
+            prompt,
+            prompt_embeds,
+            negative_prompt,
+            negative_prompt_embeds,
+            output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
             video=video,
             frame_indices=frame_indices,
             mask_image=mask_image,
@@ -604,33 +670,156 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents=latents,
             clip_skip=clip_skip,
         )
-        if (call.history_scale != 1 or call.reconstruction_scale > 0) and has_cache(self.unet):
-            raise ValueError("`unet` has a cache, expected none with guidance by given frames: it calls twice a step.")
         self._guidance_scale, self._interrupt = call.guidance_scale, False
-        sides = self.encode_prompt(
-            num_videos_per_prompt=num_videos_per_prompt,
-            do_classifier_free_guidance=self.do_classifier_free_guidance,
-            clip_skip=clip_skip,
-            **texts,
-        )
-        text = [
-            one if one is None or len(one) == call.shape[0] else one[:1].expand(call.shape[0], -1, -1) for one in sides
-        ]
-        canvas = self._prepare_canvas(call, pixels=output_type != "latent")
-        self._begin_window(call.num_inference_steps)
-        self._num_timesteps = len(self.scheduler.timesteps) * len(call.windows)
-        title = getattr(self, "_progress_bar_config", {}).get("desc")
-        with self.progress_bar(total=self._num_timesteps) as bar:
-            step_end = StepEnd(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        text, canvas = self._read_texts(call, texts), self._empty_canvas(call, pixels=output_type != "latent")
+        self._extend(canvas, call, call.shape[2])
+        with self._bar(call) as bar:
+            step_end = StepEnd(bar, callback_on_step_end, inputs)
             for i, window in enumerate(call.windows):
                 if self.interrupt:
                     break
-                if len(call.windows) > 1:
-                    bar.set_description(f"{f'{title}, ' if title else ''}window {i + 1} of {len(call.windows)}")
+                self._say_window(bar, call, i)
                 text = self._make_window(call, canvas, window, text, step_end)
-        clips = self._finish(canvas, call, output_type)
+        clips = self._finish(canvas, call, range(call.shape[2]), output_type)
         self.maybe_free_model_hooks()
         return VideoDiffusionPipelineOutput(frames=clips) if return_dict else (clips,)
+
+    def stream(self, prompt: Any = None, *, num_frames: int | None = None, **options: Any) -> "FrameStream":
+        """The frames of a call one by one, in the order of time, each as soon as its window is made.
+
+        With the same arguments and generator they are the frames of the call. A video without end keeps the frames of
+        two windows at most in memory. Between two frames the pipeline is free for other calls and streams; a generator
+        that these share with the stream would change it.
+
+        Args:
+            prompt: as in the call; or a function of the number of frames that have come so far, asked before each
+                window; or an iterator (no list, which is one prompt a clip) with a prompt for each window, the last of
+                which stays.
+            num_frames: F; None: a video without end, with `window_scheme` "autoregressive", frame 0 given if any is,
+                and no `latents`; with `mask_image` all frames of `video`.
+            options: the other arguments of the call, but `return_dict`.
+
+        Returns:
+            an iterator. Each item is one frame of all B clips, by `output_type`: a list of B PIL images; a numpy array
+            `[B, H, W, C]` or a tensor `[B, C, H, W]`, float32 in [0, 1]; or latents `[B, C, h, w]`. Leave the loop or
+            `close()` it when enough have come. A callback that sets `_interrupt` ends it after this window.
+
+        Raises:
+            ValueError: where an argument is refused, now and not at the first frame; while it runs, where the network
+                gives NaN, or `prompt` what is no prompt.
+            TypeError: where the call has no such argument.
+        """
+        names = inspect.signature(type(self).__call__).parameters
+        if unknown := [name for name in options if name not in names or name in ("self", "return_dict")]:
+            raise TypeError(f"`{unknown[0]}` is no argument of a stream, expected those of the call: {[*names][1:]}.")
+        values = {name: parameter.default for name, parameter in names.items() if name not in ("self", "return_dict")}
+        values |= {"prompt": None, "num_frames": num_frames, **options}
+        prompts = Prompts(prompt)
+        own = ("output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+        output_type, callback, inputs = (values.pop(name) for name in own)
+        values["prompt"] = prompts.current
+        call, texts, inputs = self._open_call(
+            output_type=output_type, callback=callback, callback_inputs=inputs, streams=True, **values
+        )
+        return FrameStream(self._stream(call, texts, prompts, output_type, StepEnd(None, callback, inputs)))
+
+    def _stream(
+        self, call: Call, texts: dict[str, Any], prompts: Prompts, output_type: str, step_end: StepEnd
+    ) -> Generator[Any, None, None]:
+        """The frames of `stream`, after its checks."""
+        come, scale = 0, call.guidance_scale
+        text: list[Tensor | None] = [None, None]
+        canvas = self._empty_canvas(call, pixels=output_type != "latent")
+
+        def ready(stop: int) -> list[Any]:
+            with torch.no_grad():
+                self._extend(canvas, call, stop)
+            return self._frames_from(canvas, call, come, output_type)
+
+        try:
+            with self._bar(call) as step_end.bar:
+                for i, (window, horizon) in enumerate(with_horizon(call.windows)):
+                    yield from (frames := ready(window.frames[-1] + 1))
+                    come += len(frames)
+                    changed = i > 0 and prompts.advance(come)
+                    self._guidance_scale, self._interrupt = scale, False
+                    self._say_window(step_end.bar, call, i)
+                    with torch.no_grad():
+                        if i == 0:
+                            text = self._read_texts(call, texts)
+                        elif changed:
+                            text[0] = self._read_change(call, texts | {"prompt": prompts.current})
+                        text = self._make_window(call, canvas, window, text, step_end)
+                    scale, interrupted = self._guidance_scale, self.interrupt
+                    yield from (frames := ready(canvas.stop))
+                    come += len(frames)
+                    canvas.slide(min(horizon, come), canvas.stop)
+                    if interrupted:
+                        return
+                yield from ready(call.shape[2])
+        finally:
+            self.maybe_free_model_hooks()
+
+    def _read_change(self, call: Call, texts: dict[str, Any]) -> Tensor | None:
+        """The text of a prompt that has changed; checks it."""
+        prompt, clips = texts["prompt"], call.shape[0] // call.num_videos_per_prompt
+        check_text(self, texts, call.clip_skip)
+        if isinstance(prompt, list) and len(prompt) not in (1, clips):
+            raise ValueError(f"`prompt` gave {len(prompt)} texts, expected one, or one for each of {clips} clips.")
+        return self._read_texts(call, texts)[0]
+
+    def _frames_from(self, canvas: Canvas, call: Call, first: int, output_type: str) -> list[Any]:
+        """The frames from `first` on, as far as all before them are known; each for itself, for all clips."""
+        whole = canvas.known[0, 0, first - canvas.start :].flatten(1).all(1).tolist()
+        count = whole.index(False) if False in whole else len(whole)
+        if not count:
+            return []
+        frames = self._finish(canvas, call, range(first, first + count), output_type)
+        if output_type == "pil":
+            return [list(images) for images in zip(*frames, strict=True)]
+        axis = 2 if output_type == "latent" else 1
+        return [frames.take(i, axis) if output_type == "np" else frames.select(axis, i).clone() for i in range(count)]
+
+
+class FrameStream(Iterator[Any]):
+    """What `VideoDiffusionPipeline.stream` gives: an iterator over frames that can be closed.
+
+    It may be read in parts, and in a `with` block, which closes it. It cannot be read twice.
+
+    Args:
+        frames: the frames, made as they are asked for.
+    """
+
+    def __init__(self, frames: Generator[Any, None, None]) -> None:
+        self._frames, self._ended = frames, False
+
+    def __iter__(self) -> "FrameStream":
+        """Itself.
+
+        Raises:
+            ValueError: where it has come to its end, was closed or has failed.
+        """
+        if self._ended:
+            raise ValueError("The stream has ended and cannot be read twice, expected a new one: call `stream` again.")
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._frames)
+        except BaseException:  # the end, too, is an exception
+            self._ended = True
+            raise
+
+    def close(self) -> None:
+        """Ends it and frees what it holds."""
+        self._ended = True
+        self._frames.close()
+
+    def __enter__(self) -> "FrameStream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 # -------------------------------------------------------------------------------------------------- what is saved how

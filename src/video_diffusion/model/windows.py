@@ -4,10 +4,13 @@ Pure arithmetic on frame numbers, without a network. It travels to the Hub besid
 local.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 SCHEMES = ("autoregressive", "hierarchy-2", "interpolate")
+ENDLESS = sys.maxsize  # more frames than anyone waits for
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Window:
 
 
 def plan_windows(
-    num_frames: int,
+    num_frames: int | None,
     length: int | None,
     overlap: int | None = None,
     scheme: str = "autoregressive",
@@ -52,31 +55,60 @@ def plan_windows(
     told the spacing, so it must know videos of that speed.
 
     Args:
-        num_frames: F of the video.
+        num_frames: F of the video; None: it has no end. Then the scheme is `autoregressive`, `length` is a number, and
+            frame 0 is given if any is: the windows go forwards only.
         length: the longest window; None: any.
         overlap: 1 to length − 1; None: half the length.
         scheme: one of `SCHEMES`.
         given: frames known from the beginning, each in 0..F−1.
 
     Yields:
-        windows; each missing frame is made by exactly one of them.
+        windows; each missing frame is made by exactly one of them. Those of a video without end are found one by one,
+        in constant memory.
 
     Raises:
         ValueError: where an argument is out of its range.
     """
     overlap = check_plan(num_frames, length, overlap, scheme)
-    if any(not 0 <= place < num_frames for place in given):
-        raise ValueError(f"`given` is {sorted(given)}, expected places in 0..{num_frames - 1}.")
-    return _windows(num_frames, length, overlap, scheme, set(given))
+    last = (ENDLESS if num_frames is None else num_frames) - 1
+    if any(not 0 <= place <= last for place in given):
+        raise ValueError(f"`given` is {sorted(given)}, expected places in 0..{last}.")
+    if num_frames is not None:
+        return _windows(num_frames, length, overlap, scheme, set(given))
+    if given and 0 not in given:
+        raise ValueError(f"`given` is {sorted(given)}, expected 0 among them: a video without end goes forwards only.")
+    assert length is not None, "of check_plan"
+    return _endless(length, overlap, set(given))
 
 
-def check_plan(num_frames: int, length: int | None, overlap: int | None, scheme: str) -> int:
+def with_horizon(windows: Iterable[Window]) -> Iterator[tuple[Window, int]]:
+    """Each window, and the first frame that a later window may still see.
+
+    Args:
+        windows: a list, or a plan without end, whose windows never see a frame before the first of an earlier one.
+    """
+    if not isinstance(windows, list):
+        for window in windows:
+            yield window, window.frames[0]
+        return
+    firsts = accumulate((window.frames[0] for window in windows[:0:-1]), min, initial=ENDLESS)
+    yield from zip(windows, [*firsts][::-1], strict=True)
+
+
+def check_plan(num_frames: int | None, length: int | None, overlap: int | None, scheme: str) -> int:
     """The overlap, resolved; arguments and errors as in `plan_windows`."""
     if scheme not in SCHEMES:
         raise ValueError(f"`window_scheme` is {scheme!r}, expected one of {SCHEMES}.")
-    for name, value in {"num_frames": num_frames, "window_overlap": 1 if overlap is None else overlap}.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    wanted = {"num_frames": num_frames, "window_overlap": overlap}
+    for name, value in wanted.items():
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__") or value < 1):
             raise ValueError(f"`{name}` is {value!r}, expected an integer of at least 1.")
+    if num_frames is None:
+        if scheme != SCHEMES[0]:
+            raise ValueError(f"`window_scheme` is {scheme!r}, expected {SCHEMES[0]!r} for a video without end.")
+        if length is None:
+            raise ValueError("`num_frames` is None, expected a number: there is no longest window.")
+        num_frames = ENDLESS
     if length is None:
         return overlap or 1
     if overlap is not None and overlap >= length:
@@ -97,6 +129,13 @@ def _windows(num_frames: int, length: int | None, overlap: int, scheme: str, kno
         first = next((i for i, place in enumerate(level) if place in known), 0)
         for line in (level[first:], level[::-1]):
             yield from _sweep(line, length, overlap, known)
+
+
+def _endless(length: int, overlap: int, known: set[int]) -> Iterator[Window]:
+    """`plan_windows` of a video without end, after its checks; forgets the known frames that lie behind."""
+    for window in _sweep(range(ENDLESS), length, overlap, known):
+        yield window
+        known.difference_update([place for place in known if place < window.frames[0]])
 
 
 def _spacings(num_frames: int, length: int, overlap: int, scheme: str) -> list[int]:
