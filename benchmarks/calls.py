@@ -3,8 +3,8 @@ Quality against the number of network calls, by sampler: the error and the FVD o
 
     python -m benchmarks.calls --model moving-mnist --num-videos 128
 
-writes benchmarks/results/calls.json and .png. Classic Moving MNIST, test digits, 10 frames of 64×64. Prediction: 5
-frames are given; its error is the squared error of one sample, summed over a frame's pixels, mean over the 5 frames
+writes benchmarks/results/calls.json, a table (.md) and a chart (.png). Classic Moving MNIST, test digits, 10 frames
+of 64×64. Prediction: 5 frames are given; its error is the squared error of one sample, summed over a frame's pixels, mean over the 5 frames
 that are predicted; its FVD is that of all 10 frames. Generation: nothing is given. Beside them stands the FVD of real
 clips against real clips at the same number of clips. A run that was killed goes on: what is finished is kept in
 `calls-parts` beside the JSON.
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from video_diffusion.data.video_io import atomic_path
 from video_diffusion.evaluation import PROTOCOLS, PipelineSource, open_source
+from video_diffusion.evaluation.report import markdown_table
 from video_diffusion.evaluation.run import open_parts
 from video_diffusion.metrics import FVDMetric
 from video_diffusion.sampling import SAMPLERS
@@ -84,6 +85,25 @@ def reference(task: str, count: int, metric: FVDMetric, folder: Path, real: bool
             np.savez(stream, logits=features(metric, clips).numpy())
     with np.load(file, allow_pickle=False) as part:
         return torch.from_numpy(part["logits"])
+
+
+def table(report: dict[str, Any]) -> str:
+    """The runs as Markdown, a row for each sampler and number of calls."""
+    found = {(run["sampler"], run["calls"], run["task"]): run for run in report["runs"]}
+    prediction = ("prediction: FVD ↓", "prediction: squared error of a frame ↓")
+    rows = [["sampler, network calls", *prediction, "generation: FVD ↓"]]
+    for sampler, calls in dict.fromkeys((sampler, calls) for sampler, calls, _ in found):
+        runs = [found.get((sampler, calls, task), {}) for task in TASKS]
+        figures = (runs[0].get("fvd"), runs[0].get("error"), runs[1].get("fvd"))
+        rows.append([f"{sampler}, {calls}", *("–" if value is None else f"{value:.1f}" for value in figures)])
+    real = [report["real_against_real"].get(task) for task in TASKS]
+    shown = ["–" if value is None else f"{value:.1f}" for value in real]
+    rows.append(["real clips against other real clips", shown[0], "–", shown[1]])
+    head = (
+        f"{report['num_videos']} test clips of classic Moving MNIST, {report['frames']} frames. Prediction has "
+        f"{TASKS['prediction'].num_given} given frames; generation has neither frames nor text."
+    )
+    return f"{head}\n\n{markdown_table(rows)}\n\n* Command: `{report['command']}`\n"
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
@@ -154,8 +174,9 @@ def main() -> None:
     }
     with atomic_path(args.out) as draft:
         draft.write_text(json.dumps(report, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(table(report), encoding="utf-8")
     draw(report, args.out.with_suffix(".png"))
-    print(f"Written: {args.out}, {args.out.with_suffix('.png')}")
+    print(f"Written: {args.out}, and beside it the table (.md) and the chart (.png)")
 
 
 if __name__ == "__main__":

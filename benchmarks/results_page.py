@@ -5,6 +5,7 @@ Writes docs/results.md and the table in README.md from the JSON files that other
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from video_diffusion.metrics import PSNR_PAPER_OFFSET
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+SAMPLES = ROOT / "docs" / "samples"
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
 ORDER = ("paper", "openstl", "mcvd", "unconditional", "text")
 HEAD = """# Results
@@ -62,7 +64,8 @@ def page(found: dict[tuple[str, str], dict[str, Any]]) -> str:
         parts.append(report["markdown"].replace("## Protocol", f"## `{model}`, protocol", 1).rstrip() + "\n")
     for name, title in {"calls": "Quality against network calls", "cpu": "Speed"}.items():
         if (table := ROOT / "benchmarks" / "results" / f"{name}.md").is_file():
-            parts.append(f"## {title}\n\n{table.read_text(encoding='utf-8').rstrip()}\n")
+            chart = f"![{title}](samples/{name}.png)\n\n" if (SAMPLES / f"{name}.png").is_file() else ""
+            parts.append(f"## {title}\n\n{chart}{table.read_text(encoding='utf-8').rstrip()}\n")
     return "\n".join(parts)
 
 
@@ -75,6 +78,8 @@ def readme(text: str, table: str) -> str:
 
 def main() -> None:
     found = reports()
+    if (chart := ROOT / "benchmarks" / "results" / "calls.png").is_file():
+        shutil.copy(chart, SAMPLES)
     PAGE.write_text(page(found), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8"), readme_table(found)), encoding="utf-8")
     print(f"Written: {PAGE.relative_to(ROOT)}, the table of {README.relative_to(ROOT)}")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import data_generators, measure, peers, report, sampling  # noqa: E402
+from benchmarks import calls, data_generators, measure, peers, report, sampling  # noqa: E402
 
 DATA = Gaussian(mean=0.3, std=0.5)
 ALONE = sampling.Mixture(*(torch.tensor([value], dtype=torch.float64) for value in (1.0, 0.3, 0.5)))
@@ -141,3 +141,17 @@ def test_the_table_shows_medians_ratios_and_goals():
 def test_the_written_table_is_that_of_the_written_figures():
     text = report.table(json.loads(RESULTS.read_text(encoding="utf-8")))
     assert RESULTS.with_suffix(".md").read_text(encoding="utf-8") == text + "\n"
+
+
+def test_the_table_of_calls_has_a_row_for_each_number_and_a_dash_for_what_was_not_run():
+    runs = [
+        {"sampler": "dpm++", "calls": 2, "task": "prediction", "fvd": 13.04, "error": 47.1},
+        {"sampler": "dpm++", "calls": 2, "task": "generation", "fvd": 358.2},
+        {"sampler": "dpm++", "calls": 8, "task": "prediction", "fvd": 9.4, "error": 60.0},
+    ]
+    real = {"prediction": 40.0, "generation": 48.0}
+    report = {"runs": runs, "real_against_real": real, "num_videos": 4, "frames": 10, "command": "python -m x"}
+    text = calls.table(report)
+    assert "| dpm++, 2 | 13.0 | 47.1 | 358.2 |" in text
+    assert "| dpm++, 8 | 9.4 | 60.0 | – |" in text
+    assert "| real clips against other real clips | 40.0 | – | 48.0 |" in text
