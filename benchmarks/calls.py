@@ -4,10 +4,10 @@ Quality against the number of network calls, by sampler: the error and the FVD o
     python -m benchmarks.calls --model moving-mnist --num-videos 128
 
 writes benchmarks/results/calls.json, a table (.md) and a chart (.png). Classic Moving MNIST, test digits, 10 frames
-of 64×64. Prediction: 5 frames are given; its error is the squared error of one sample, summed over a frame's pixels, mean over the 5 frames
-that are predicted; its FVD is that of all 10 frames. Generation: nothing is given. Beside them stands the FVD of real
-clips against real clips at the same number of clips. A run that was killed goes on: what is finished is kept in
-`calls-parts` beside the JSON.
+of 64×64. Prediction: 5 frames are given; its error is the squared error of one sample, summed over a frame's pixels,
+mean over the 5 frames that are predicted; its FVD is that of all 10 frames. Generation: nothing is given. Beside them
+stands the FVD of real clips against real clips at the same number of clips. A run that was killed goes on: what is
+finished is kept in `calls-parts` beside the JSON.
 """
 
 import argparse
