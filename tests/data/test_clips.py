@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import shutil
 from fractions import Fraction
 
@@ -150,6 +151,15 @@ def test_a_clip_is_a_pure_function_of_seed_epoch_and_video(zoo):
     for i in reversed(range(4)):
         assert np.array_equal(other.draw(rows[i : i + 1], epochs[i : i + 1])[0][0], drawn[i])
     assert not np.array_equal(clips_of(zoo, seed=1).draw(rows, epochs)[0], clips_of(zoo).draw(rows, epochs)[0])
+
+
+def test_clips_travel_to_workers_that_are_not_forked(zoo):
+    clips = clips_of(zoo)
+    copied = pickle.loads(pickle.dumps(clips))
+    assert np.array_equal(copied.draw(range(9), [2] * 9)[0], clips.draw(range(9), [2] * 9)[0])
+    of_rows = VideoClips(VideoTable(table([(zoo / "a.mp4").read_bytes()])), ClipShape(10, 16, 16))
+    assert np.array_equal(pickle.loads(pickle.dumps(of_rows)).batch([0]), of_rows.batch([0]))
+    assert of_rows.videos[0].index.file == b""  # what was encoded stays in the table
 
 
 def test_strides_and_rates_take_the_frames_that_they_say(tmp_path):

@@ -202,3 +202,16 @@ def test_an_export_carries_run_evaluations_samples_and_card_along(measured, tmp_
     for name in ("run.json", "README.md", "evaluation/paper.json", "evaluation/paper.png", "samples/generated.gif"):
         assert (out / name).read_bytes() == (measured / name).read_bytes()
     assert not list(out.rglob("*.npz"))
+
+
+def test_a_model_of_own_videos_says_so_and_not_where_they_lay(folder):
+    run = RUN | {"videos": "/home/alice/private/my-cats", "found": "12 videos, 340 windows, sha256 0123456789abcdef"}
+    (folder / "run.json").write_text(json.dumps(run))
+    config = json.loads((folder / "unet" / "config.json").read_text()) | {"sample_size": [16, 24]}
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    card = build_card(folder)
+    assert "| data | videos of the folder `my-cats` |" in card
+    assert "| of these | 12 videos, 340 windows, sha256 0123456789abcdef |" in card
+    assert "frames of 16×24 pixels" in card
+    assert not re.search(r"alice|private|MNIST|no model of natural video", card)
+    assert "datasets" not in metadata(card)

@@ -71,7 +71,10 @@ def make_folder(folder: Path, num_videos: int, seed: int = 0) -> None:
     for number in range(num_videos):
         shape, colour = SHAPES[number % len(SHAPES)], str(random.choice(list(COLOURS)))
         size, rate = SIZES[random.integers(len(SIZES))], int(random.choice(RATES))
-        video = draw_video(shape, colour, rate, random.uniform(2.5, 5), size, random)
+        seconds = random.uniform(2.5, 5)
+        if number == 0:  # one that is easy to show: square, at the lowest rate
+            size, rate = SIZES[0], RATES[0]
+        video = draw_video(shape, colour, rate, seconds, size, random)
         name = f"{number:03d}-{colour}-{shape}.mp4"
         write_mp4(video, folder / name, fps=rate, scale=1)
         rows.append(json.dumps({"file_name": name, "caption": f"a {colour} {shape}"}) + "\n")

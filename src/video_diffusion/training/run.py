@@ -77,9 +77,11 @@ class Run:
         self.data.num_channels = channels_of(self.train_source)
         self.validation_source = self.open_validation()
         self.config = as_dict(arguments)
+        for source in {id(source): source for source in (self.train_source, self.validation_source)}.values():
+            if isinstance(source, VideoClips):
+                self.tell(source.notes)
         if isinstance(self.train_source, VideoClips):
             self.config["found"] = self.train_source.description
-            self.tell(self.train_source.notes)
         self.text = self.open_text()
         encoder = None if self.text is None else self.text.encoder
         denoiser, self.scheduler = build_model(
