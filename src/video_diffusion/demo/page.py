@@ -98,7 +98,10 @@ def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
             gr.Info("The settings of the link are set: press the button to make the clip.")
             return set_all(asked)
 
-        page.load(open_link, shown.query, everything, js=SEARCH, **PRIVATE | {"queue": True})  # so that it can speak
+        # Without a link nothing is asked of the server: an answer that came late would undo what a visitor has set.
+        link = gr.Textbox("", visible=False)
+        page.load(None, None, link, js=SEARCH, **PRIVATE)
+        link.change(open_link, link, everything, **PRIVATE | {"queue": True})  # so that it can speak
     return page.queue(max_size=WAITING)
 
 
