@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from video_diffusion.data.frames import LIMITS, Frame, ReadLimits, Video, check_background, on_background
 
@@ -114,6 +115,7 @@ class ContainerVideo(Video):
         wanted = list(indices)
         if not wanted:
             return
+        reformatter: Any = VideoReformatter()  # keeps its tables from frame to frame
         with self._opened() as (container, stream):
             decoded = self._from_key_frame(container, stream, wanted[0])
             number, frame = -1, None
@@ -124,7 +126,7 @@ class ContainerVideo(Video):
                         raise ValueError(f"{self.name} is a broken or truncated video: frame {index} is missing.")
                     if raw.is_corrupt:
                         raise ValueError(f"{self.name} is a broken or truncated video: frame {number} is damaged.")
-                    frame = self._pixels(raw) if number == index else None
+                    frame = self._pixels(raw, reformatter) if number == index else None
                 assert frame is not None
                 yield frame
 
@@ -153,12 +155,12 @@ class ContainerVideo(Video):
         place = int(np.searchsorted(self.stamps, stamp))
         return place if place < len(self.stamps) and self.stamps[place] == stamp else -1
 
-    def _pixels(self, frame: Any) -> Frame:
+    def _pixels(self, frame: Any, reformatter: Any) -> Frame:
         """Upright pixels `[H, W, 3]`."""
         self.limits.check_frame(self.name, frame.height, frame.width)
         if any(component.is_alpha for component in frame.format.components):
-            pixels = on_background(frame.to_ndarray(format="rgba"), self.background)
+            pixels = on_background(reformatter.reformat(frame, format="rgba", threads=1).to_ndarray(), self.background)
         else:
-            pixels = frame.to_ndarray(format="rgb24")
+            pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
