@@ -46,3 +46,5 @@ def dry_run(run: Run) -> None:
     print(f"seconds per step     {median:.3f}, with the optimiser")
     print(f"clips per second     {clips / median:.1f} on one {run.accelerator.device.type}")
     print(f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / median:,.0f} GFLOP/s")
+    for line in run.cost(median):
+        print(line)
