@@ -247,6 +247,7 @@ CHANGES = {
     "dynamic_thresholding_ratio": 0.5,
     "sample_max_value": 4.0,
     "num_train_timesteps": 500,
+    "deterministic": True,
 }
 NEEDS = {
     "thresholding": {"sample_max_value": 4.0},

@@ -5,6 +5,7 @@ output belongs to. `network` is the first of them; `classifier_free`, `history`,
 each wrap another. Every coefficient comes from the scheduler. This file travels to the Hub beside `pipeline.py`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,19 +126,47 @@ def model_input(z_t: Tensor, x: Tensor, frame_mask: Tensor, in_channels: int) ->
     return torch.cat([torch.where(mask, x, z_t), torch.where(mask, x, 0.0), plane], dim=1)
 
 
-def network(unet: Any, scheduler: Any) -> Denoiser:
+def reads_guidance(unet: Any) -> bool:
+    """Whether the scale of guidance by text is an input of the network: then one call does what else takes two."""
+    return unet.config.get("time_cond_proj_dim") is not None
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """How a network reads the scale of its guidance (Meng et al. 2023), as in diffusers' latent consistency pipelines.
+
+    Args:
+        scale: w, `[B]`; 1 is no guidance.
+        width: `time_cond_proj_dim`, at least 4.
+
+    Returns:
+        `[B, width]`, sine and cosine of 1000·(w − 1) at frequencies from 1 to 1/10000; a 0 more for an odd width.
+    """
+    half = width // 2
+    frequencies = torch.exp(
+        -math.log(10_000) / (half - 1) * torch.arange(half, dtype=scale.dtype, device=scale.device)
+    )
+    angles = 1000 * (scale[:, None] - 1) * frequencies
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def network(unet: Any, scheduler: Any, scale: Callable[[], float] = lambda: 1.0) -> Denoiser:
     """The network's own output.
 
     Args:
         unet: called as `UNet3DConditionModel` is.
         scheduler: of diffusers; its `scale_model_input` comes before the network.
+        scale: gives w at every step, for a network that reads it.
     """
 
     def denoise(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         scaled = scheduler.scale_model_input(z_t, t)
         x = model_input(scaled, conditions.given, conditions.frame_mask, unet.config.in_channels).to(unet.dtype)
+        more = {}
+        if reads_guidance(unet):
+            w = torch.full((len(x),), max(scale(), 1.0), device=x.device)
+            more["timestep_cond"] = guidance_embedding(w, unet.config.time_cond_proj_dim).to(unet.dtype)
         text = conditions.prompt_embeds
-        output = unet(x, t.expand(len(x)), encoder_hidden_states=text, return_dict=False)[0]
+        output = unet(x, t.expand(len(x)), encoder_hidden_states=text, return_dict=False, **more)[0]
         return output.float(), z_t
 
     return denoise

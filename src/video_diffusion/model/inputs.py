@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .guidance import reads_guidance
 from .windows import SCHEMES, Window, plan_windows
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -429,7 +430,9 @@ class Prompts:
 
 
 def can_guide(pipeline: Any, texts: Mapping[str, Any]) -> bool:
-    """Whether there is a text for both sides of classifier-free guidance."""
+    """Whether there is a text for both sides of classifier-free guidance, or the network needs no second side."""
+    if reads_guidance(pipeline.unet):
+        return texts["prompt"] is not None or texts["prompt_embeds"] is not None
     return pipeline.text_encoder is not None or all(
         texts[name] is not None for name in ("prompt_embeds", "negative_prompt_embeds")
     )
@@ -438,7 +441,16 @@ def can_guide(pipeline: Any, texts: Mapping[str, Any]) -> bool:
 def check_guidance(pipeline: Any, texts: Mapping[str, Any], scale: Any) -> None:
     """Refuses a scale of classifier-free guidance without text, and a negative text without guidance."""
     check_guidance_number(scale)
-    if scale <= 1 and (texts["negative_prompt"] is not None or texts["negative_prompt_embeds"] is not None):
+    negative = [name for name in ("negative_prompt", "negative_prompt_embeds") if texts[name] is not None]
+    if reads_guidance(pipeline.unet):
+        if negative:
+            raise ValueError(
+                f"`{negative[0]}` is given, expected None: `unet` was distilled and reads the scale itself."
+            )
+        if scale > 1 and not can_guide(pipeline, texts):
+            raise ValueError(f"`guidance_scale` is {scale}, expected 1 without a prompt.")
+        return
+    if scale <= 1 and negative:
         raise ValueError(f"`guidance_scale` is {scale:g}, expected more than 1 with a negative prompt.")
     if scale > 1 and not can_guide(pipeline, texts):
         raise ValueError(

@@ -28,7 +28,7 @@ from diffusers.video_processor import VideoProcessor
 from einops import rearrange
 from torch import Tensor
 
-from .guidance import Canvas, Conditions, classifier_free, compose, network
+from .guidance import Canvas, Conditions, classifier_free, compose, network, reads_guidance
 from .inputs import (
     Call,
     Frames,
@@ -153,7 +153,10 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     num_timesteps = property(lambda self: self._num_timesteps, doc="The number of steps of the call that runs.")
     current_timestep = property(lambda self: self._current_timestep, doc="The timestep the call has reached, or None.")
     interrupt = property(lambda self: self._interrupt, doc="Set `_interrupt` in a callback to skip what is left.")
-    do_classifier_free_guidance = property(lambda self: self._guidance_scale > 1, doc="Whether text guides the call.")
+    do_classifier_free_guidance = property(
+        lambda self: self._guidance_scale > 1 and not reads_guidance(self.unet),
+        doc="Whether text guides the call by a second network call; not where the network reads the scale itself.",
+    )
 
     # ----------------------------------------------------------------------------------------------------- the sizes
     @property
@@ -522,7 +525,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         given, known = canvas.latents[:, :, places].to(device), canvas.known[:, :, places].to(device)
         read = known.flatten(3).all(-1)[0] & (self.unet.config.in_channels > C)
         conditions = Conditions(given, known, read, *text)
-        denoise = classifier_free(network(self.unet, self.scheduler), lambda: self._guidance_scale)
+        denoise = network(self.unet, self.scheduler, lambda: self._guidance_scale)
+        denoise = classifier_free(denoise, lambda: self._guidance_scale)
         denoise = compose(
             denoise, self.scheduler, conditions, call.generator, call.history_scale, call.reconstruction_scale
         )

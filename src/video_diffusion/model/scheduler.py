@@ -78,6 +78,13 @@ def step_std(logsnr_t: Tensor, logsnr_s: Tensor, gamma: float) -> Tensor:
     return torch.exp(((1 - gamma) * log_posterior + gamma * log_forward) / 2)
 
 
+def ddim_coefficients(logsnr_t: Tensor, logsnr_s: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights (of z_t, of x) in DDIM's step (Song, Meng and Ermon 2021): z_s = α_s x + σ_s (z_t − α_t x)/σ_t."""
+    weight_z = torch.exp((F.logsigmoid(-logsnr_s) - F.logsigmoid(-logsnr_t)) / 2)
+    weight_x = -torch.expm1((logsnr_t - logsnr_s) / 2) * torch.exp(F.logsigmoid(logsnr_s) / 2)
+    return weight_z, weight_x
+
+
 def log_loss_weight(logsnr: Tensor, weighting: str) -> Tensor:
     """Logarithm of the weight w(λ) in the loss w(λ)·‖x − x̂_θ‖².
 
@@ -275,7 +282,8 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
     """Ancestral sampler of a variance-preserving diffusion in continuous time, z_t = α_t x + σ_t ε (equation (1)).
 
     One step (equation (7)): z_s = μ̃_{s|t}(z_t, x̂_θ(z_t)) + sqrt((σ̃²_{s|t})^{1−γ} (σ²_{t|s})^γ) ε; the last, to s = 0,
-    returns the mean. Every method takes samples of any shape whose first axis is the batch.
+    returns the mean. With `deterministic` it is DDIM's step, without noise, as for a network that was distilled to few
+    calls. Every method takes samples of any shape whose first axis is the batch.
 
     Args:
         schedule: λ(t): `"cosine"`, `"linear"` (in λ) or `"linear_beta"` (the continuous limit of DDPM's). All of them
@@ -293,6 +301,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         dynamic_thresholding_ratio: its quantile, per clip.
         sample_max_value: its upper bound.
         num_train_timesteps: the value of `timestep` at t = 1: the scale, not a number of levels.
+        deterministic: whether a step is DDIM's; `gamma` then has no effect.
 
     The config also holds, derived from these, what a scheduler of diffusers needs to follow the same schedule:
     `DPMSolverMultistepScheduler.from_config(scheduler.config)` does, and its config leads back here. A class that
@@ -321,6 +330,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
         num_train_timesteps: int = 1000,
+        deterministic: bool = False,
     ) -> None:
         if schedule not in CURVES:
             raise ValueError(f"`schedule` is {schedule!r}, expected one of {tuple(CURVES)}.")
@@ -470,7 +480,7 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> VPContinuousSchedulerOutput | tuple[Tensor, Tensor]:
-        """One ancestral step, equation (7), from z_t to z_s, s being the time that follows t in `timesteps`.
+        """One step, equation (7) or DDIM's, from z_t to z_s, s being the time that follows t in `timesteps`.
 
         Args:
             model_output: the network's output at (z_t, t), `[B, ...]`.
@@ -486,9 +496,11 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         t, s = self._interval(timestep)
         logsnr_t, logsnr_s = self.logsnr(t), self.logsnr(s)
         x = self._clip(self._to_original(model_output, sample, logsnr_t))
-        weight_z, weight_x = posterior_coefficients(logsnr_t, logsnr_s)
+        deterministic = self.config.deterministic
+        coefficients = ddim_coefficients if deterministic else posterior_coefficients
+        weight_z, weight_x = coefficients(logsnr_t, logsnr_s)
         prev_sample = weight_z.item() * sample + weight_x.item() * x
-        if s > 0:
+        if s > 0 and not deterministic:
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             prev_sample = prev_sample + step_std(logsnr_t, logsnr_s, self.config.gamma).item() * noise
         if not return_dict:
@@ -511,6 +523,40 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         if self.config.prediction_type == "epsilon":
             return sample * (1 / sigma).to(sample) - x * (alpha / sigma).to(sample)
         return sample * (alpha / sigma).to(sample) - x * (1 / sigma).to(sample)
+
+    def ddim_step(self, x: Tensor, timestep: Tensor | float, prev_timestep: Tensor | float, sample: Tensor) -> Tensor:
+        """z_s by DDIM's step from z_t, for times of each sample's own.
+
+        Args:
+            x: x̂ at z_t, `[B, ...]`; not clipped here.
+            timestep: 1000·t, one number or `[B]`.
+            prev_timestep: 1000·s, likewise, s < t.
+            sample: z_t, same shape as x.
+        """
+        _check_shape("x", x, sample)
+        weight_z, weight_x = self._ddim_weights(timestep, prev_timestep, sample)
+        return weight_z * sample + weight_x * x
+
+    def ddim_original(
+        self, prev_sample: Tensor, timestep: Tensor | float, prev_timestep: Tensor | float, sample: Tensor
+    ) -> Tensor:
+        """The x̂ with which DDIM's step leads from z_t to a given z_s: the inverse of `ddim_step`, same arguments.
+
+        Where z_s is what two steps of a teacher lead to, it is the target of progressive distillation (Salimans and Ho
+        2022, algorithm 2).
+        """
+        _check_shape("prev_sample", prev_sample, sample)
+        weight_z, weight_x = self._ddim_weights(timestep, prev_timestep, sample)
+        return (prev_sample - weight_z * sample) / weight_x
+
+    def _ddim_weights(
+        self, timestep: Tensor | float, prev_timestep: Tensor | float, sample: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logsnr_t, logsnr_s = (self._logsnr_like(time, sample) for time in (timestep, prev_timestep))
+        if not (logsnr_t < logsnr_s).all():
+            raise ValueError(f"`prev_timestep` is {prev_timestep}, expected less than `timestep`, {timestep}.")
+        weight_z, weight_x = ddim_coefficients(logsnr_t, logsnr_s)
+        return weight_z.to(sample), weight_x.to(sample)
 
     def guide_original(self, x: Tensor, gradient: Tensor, timestep: Tensor | float, scale: float) -> Tensor:
         """x̂ − (w α_t / 2) ∇_{z_t} ‖x_a − x̂_a‖²: reconstruction guidance, equation (8) of Ho et al. 2022.
