@@ -8,7 +8,10 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-COMMANDS = ("generate", "train", "dataset", "metrics", "evaluate", "hub", "demo", "export", "doctor", "completion")
+COMMANDS = (
+    *("generate", "train", "distill", "dataset", "metrics", "evaluate", "hub", "demo", "export", "doctor"),
+    "completion",
+)
 REFUSALS = (ValueError, TypeError, OSError, ImportError, OverflowError)  # each says what is wrong with the input
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how PyTorch says it
 
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 2 where the input was refused or the memory did not suffice (the reason goes to standard error),
-        130 on Ctrl-C; `train` has more.
+        130 on Ctrl-C; `train` and `distill` have more.
     """
     args = build_parser().parse_args(argv)
     try:

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -265,7 +265,7 @@ class TrainArguments:
     hub_model_id: str | None = argument(None, "Repository for push_to_hub.", or_none(repository()), "applies")
 
 
-GROUPS = (ModelArguments, DataArguments, TrainArguments)
+GROUPS: tuple[type, ...] = (ModelArguments, DataArguments, TrainArguments)
 Arguments = tuple[ModelArguments, DataArguments, TrainArguments]
 
 
@@ -277,41 +277,76 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Resolves a run: the arguments' defaults, then `--preset NAME`, then `--config FILE.yaml`, then flags.
+    """Resolves a training: the arguments' defaults, then `--preset NAME`, then `--config FILE.yaml`, then flags.
 
     Raises:
         ValueError: if a flag or a key is unknown, a value is not allowed, or two do not fit each other.
     """
-    given, unknown = _parser().parse_known_args(argv)
-    fields = declared(GROUPS)
+    parser = flag_parser("train", "Trains a video diffusion model.", GROUPS)
+    model, data, train = resolve(parser, GROUPS, argv)
+    if model.logsnr_min >= model.logsnr_max:
+        raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
+    check_data(data)
+    _check_size(model, data)
+    check_train(train)
+    return model, data, train
+
+
+def resolve(
+    parser: argparse.ArgumentParser,
+    groups: Sequence[type],
+    argv: Sequence[str],
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> list[Any]:
+    """The groups of arguments that flags and files make, each value checked for itself.
+
+    Args:
+        parser: of `flag_parser`.
+        groups: of arguments.
+        argv: the flags.
+        defaults: further defaults, for what is given neither in a file nor by a flag; it gets what is.
+
+    Raises:
+        ValueError: if a flag or a key is unknown, or a value is not allowed.
+    """
+    given, unknown = parser.parse_known_args(argv)
+    fields = declared(groups)
     if unknown:
-        raise ValueError(_unknown(unknown[0], [f"--{name}" for name in (*fields, "preset", "config")]))
+        raise ValueError(_unknown(unknown[0], [*parser._option_string_actions]))
     flags = vars(given)
     values: dict[str, Any] = {}
     for path in _files(flags.pop("preset", None), flags.pop("config", None)):
         values |= _read(path, list(fields))
-    model, data, train = checked(GROUPS, values | flags)
-    _check_together(model, data, train)
-    return model, data, train
+    values |= flags
+    return checked(groups, values if defaults is None else {**defaults(values), **values})
 
 
-def as_dict(arguments: Arguments) -> dict[str, Any]:
+def as_dict(arguments: Sequence[Any]) -> dict[str, Any]:
     """The resolved run as one flat mapping, as it is saved beside the weights."""
     return {key: value for each_group in arguments for key, value in dataclasses.asdict(each_group).items()}
 
 
-def _parser() -> _Parser:
-    """Flags as words; what they mean is read by their checks, as what stands in a file is."""
+def flag_parser(prog: str, does: str, groups: Sequence[type], presets: bool = True) -> argparse.ArgumentParser:
+    """A parser that takes flags as words; what they mean is read by their checks, as what stands in a file is.
+
+    Args:
+        prog: the name of the program.
+        does: what it does, in a sentence.
+        groups: of its arguments.
+        presets: whether a preset can be named.
+    """
+    files = "--preset NAME and --config FILE.yaml set" if presets else "--config FILE.yaml sets"
     parser = _Parser(
-        prog="train",
-        usage="%(prog)s [--preset NAME] [--config FILE.yaml] [flags]",
-        description="Trains a video diffusion model. --preset NAME and --config FILE.yaml set defaults for the flags.",
+        prog=prog,
+        usage=f"%(prog)s {'[--preset NAME] ' if presets else ''}[--config FILE.yaml] [flags]",
+        description=f"{does} {files} defaults for the flags.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--preset", help=f"One of {', '.join(_presets())}.")
+    if presets:
+        parser.add_argument("--preset", help=f"One of {', '.join(_presets())}.")
     parser.add_argument("--config", help="A YAML file of arguments.")
-    for cls in GROUPS:
+    for cls in groups:
         section = parser.add_argument_group(str(cls.__doc__).rstrip("."))
         for name, field in declared([cls]).items():
             check = field.metadata["check"]
@@ -359,14 +394,16 @@ def _read(path: Path, known: list[str]) -> dict[str, Any]:
     return values
 
 
-def _check_together(model: ModelArguments, data: DataArguments, train: TrainArguments) -> None:
-    if model.logsnr_min >= model.logsnr_max:
-        raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
+def check_data(data: DataArguments) -> None:
+    """Raises a ValueError where two arguments do not fit each other."""
     if data.videos is not None and data.dataset_name is not None:
         raise ValueError(f"`videos` is {data.videos!r}, expected none beside `dataset_name`, {data.dataset_name!r}.")
     if data.fps is not None and data.frame_stride != 1:
         raise ValueError(f"`frame_stride` is {data.frame_stride}, expected 1 beside `fps`, which says the same.")
-    _check_size(model, data)
+
+
+def check_train(train: TrainArguments) -> None:
+    """Raises a ValueError where two arguments do not fit each other."""
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
         raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
     if train.push_to_hub and train.hub_model_id is None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def resume(run: Run) -> None:
     if folder is None:
         return
     saved = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    _require_agreement(saved, record(run), folder)
+    _require_agreement(saved, record(run), folder, run.groups)
     _load(run, folder)
     now = record(run)
     changed = {key: saved[key] for key in now if key != "history" and key in saved and saved[key] != now[key]}
@@ -83,7 +83,7 @@ def resume(run: Run) -> None:
         run.history.append({"until_step": run.progress.step, **changed})
     if run.accelerator.is_main_process:
         said = "".join(f"; `{key}` is now {now[key]!r}, before {value!r}" for key, value in changed.items())
-        print(f"train: goes on from {folder}{said}.", file=sys.stderr)
+        print(f"{run.name}: goes on from {folder}{said}.", file=sys.stderr)
 
 
 def record(run: Run) -> dict[str, Any]:
@@ -165,14 +165,14 @@ def _choose(run: Run) -> Path | None:
     found = checkpoints(run.output)
     if not run.args.resume:
         for folder in found:
-            _set_aside(folder, "old", "the run starts anew")
+            _set_aside(run, folder, "old", "the run starts anew")
         return None
     wrong: dict[Path, str] = {}
     for folder in reversed(found):
         reason = damage(folder, _step(folder))
         if reason is None:
             for damaged, said in wrong.items():
-                _set_aside(damaged, "damaged", said)
+                _set_aside(run, damaged, "damaged", said)
             return folder
         wrong[folder] = reason
     if wrong:
@@ -184,18 +184,20 @@ def _choose(run: Run) -> Path | None:
     return None
 
 
-def _set_aside(folder: Path, kind: str, reason: str) -> None:
+def _set_aside(run: Run, folder: Path, kind: str, reason: str) -> None:
     target = folder.with_name(f"{kind}-{folder.name}")
     for number in range(2, 10_000):
         if not target.exists():
             break
         target = folder.with_name(f"{kind}-{folder.name}-{number}")
     os.replace(folder, target)
-    print(f"train: {folder} is not used ({reason}); it is now {target.name}.", file=sys.stderr)
+    print(f"{run.name}: {folder} is not used ({reason}); it is now {target.name}.", file=sys.stderr)
 
 
-def _require_agreement(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    for key, field in declared(GROUPS).items():
+def _require_agreement(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path, groups: Sequence[type] = GROUPS
+) -> None:
+    for key, field in declared(groups).items():
         if field.metadata["on_resume"] == "agrees" and saved.get(key) != asked[key]:
             raise ValueError(
                 f"`{key}` is {asked[key]!r}, expected {saved.get(key)!r}, what {folder} was trained with. Give "

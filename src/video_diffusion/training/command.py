@@ -1,26 +1,40 @@
-"""One part of a training, from its arguments to its exit code; `docs/training.md` tells how it is used.
+"""One part of a training or a distillation, from its arguments to its exit code; see `docs/training.md`.
 
 0: the run is at its end. 3: it stopped early, and the same command goes on. 130: Ctrl-C; likewise. 2: an argument was
 refused before anything began. 1: something came in the way; what is safe, and how to go on, is said.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from video_diffusion.hub.publish import push_pipeline
 from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.checkpoints import checkpoints, require_finite, resume, save_pipeline, write_record
+from video_diffusion.training.distillation import Distillation, measure, parse_distillation
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
 from video_diffusion.training.run import Run
+from video_diffusion.training.validation import validate
+
+Measure = Callable[..., dict[str, float]]
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one part of a training and returns its exit code."""
+    return _part(Run.name, lambda: Run(parse_arguments(argv)), validate)
+
+
+def distill(argv: Sequence[str]) -> int:
+    """Runs one part of a distillation and returns its exit code."""
+    return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure)
+
+
+def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
+    """Runs one part of what `open_run` gives, and returns its exit code."""
     try:
-        run = Run(parse_arguments(argv))
+        run = open_run()
         if run.args.dry_run:
             dry_run(run)
             _let_go(run)
@@ -30,14 +44,14 @@ def main(argv: Sequence[str]) -> int:
         if run.accelerator.is_main_process:
             write_record(run)
     except (ValueError, OSError, ImportError) as error:
-        return _say(2, str(error))
+        return _say(name, 2, str(error))
     except (MemoryError, RuntimeError) as error:
-        return _say(2, _of_memory(error))
+        return _say(name, 2, _of_memory(error))
     except KeyboardInterrupt:
-        return _say(130, "interrupted before the first step; nothing has changed.")
+        return _say(name, 130, "interrupted before the first step; nothing has changed.")
     try:
         run.accelerator.init_trackers("training")
-        stopped_by = train(run)
+        stopped_by = train(run, measure)
         if stopped_by is None:
             require_finite(run)
         _let_go(run)
@@ -45,18 +59,18 @@ def main(argv: Sequence[str]) -> int:
             finish(run)
     except FloatingPointError as error:  # all processes raise it together
         _let_go(run)
-        return _say(1, f"{error} {_how_to_go_on(run)}")
+        return _say(name, 1, f"{error} {_how_to_go_on(run)}")
     except (ValueError, OSError) as error:
-        return _say(1, f"{_last_line(error)} {_how_to_go_on(run)}")
+        return _say(name, 1, f"{_last_line(error)} {_how_to_go_on(run)}")
     except (MemoryError, RuntimeError) as error:
-        return _say(1, f"{_of_memory(error)} {_how_to_go_on(run)}")
+        return _say(name, 1, f"{_of_memory(error)} {_how_to_go_on(run)}")
     except KeyboardInterrupt:
-        return _say(130, f"interrupted in step {run.progress.step}. {_how_to_go_on(run)}")
+        return _say(name, 130, f"interrupted in step {run.progress.step}. {_how_to_go_on(run)}")
     finally:
         run.accelerator.end_training()
     if stopped_by is not None:
         code = 130 if stopped_by == "SIGINT" else 3
-        return _say(code, f"stopped at step {run.progress.step} ({stopped_by}). {_how_to_go_on(run)}")
+        return _say(name, code, f"stopped at step {run.progress.step} ({stopped_by}). {_how_to_go_on(run)}")
     return 0
 
 
@@ -111,6 +125,6 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else ""
 
 
-def _say(code: int, message: str) -> int:
-    print(f"train: {message}", file=sys.stderr)
+def _say(name: str, code: int, message: str) -> int:
+    print(f"{name}: {message}", file=sys.stderr)
     return code

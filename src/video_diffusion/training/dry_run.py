@@ -58,6 +58,8 @@ def dry_run(run: Run) -> None:
         f"arithmetic           {work / clips:.1f} GFLOP a clip, {work / median:,.0f} GFLOP/s: "
         f"{work / median / reached:.0%} of what one large matrix product reaches here"
     )
+    for line in run.cost(median):
+        print(line)
 
 
 def loader_speed(run: Run) -> float:

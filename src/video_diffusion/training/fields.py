@@ -119,6 +119,16 @@ def each(check: Check) -> Check:
     )
 
 
+def two(check: Check) -> Check:
+    """Two values, both of which `check` allows."""
+    return Check(
+        f"two, each {check.expected}",
+        check.read,
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(check.allows, value)),
+        nargs="+",
+    )
+
+
 def shares(number: int) -> Check:
     """So many numbers of at least 0 that sum to 1."""
     part = real(0, 1)

@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 import torch
@@ -12,11 +13,15 @@ from video_diffusion.training.batches import passes
 from video_diffusion.training.build import whole
 from video_diffusion.training.checkpoints import save
 from video_diffusion.training.run import Run
-from video_diffusion.training.validation import report
+from video_diffusion.training.validation import report, validate
 
 
-def train(run: Run) -> str | None:
+def train(run: Run, measure: Callable[..., dict[str, float]] = validate) -> str | None:
     """Trains until `max_steps` or `max_minutes`.
+
+    Args:
+        run: what learns.
+        measure: gives what a validation of the run reports, by name.
 
     Returns:
         None at the end of the run; else what stopped it before: "SIGTERM", "SIGINT" or "part_minutes".
@@ -54,9 +59,11 @@ def train(run: Run) -> str | None:
                 values |= {"lr": run.optimizer.param_groups[0]["lr"], "grad_norm": norm, "clips": clips}
                 accelerator.log(values | {"clips_per_second": rate}, step=step)
             if args.validation_steps and (step % args.validation_steps == 0 or step == args.max_steps):
-                report(run, step)
+                report(run, step, measure)
             signalled, part_over, over = agreed(run, signals.came, clock.part_is_over, clock.run_is_over)
             ended = over or step == args.max_steps
+            if not ended:
+                run.next_stage()
             if ended or signalled or part_over or (args.checkpointing_steps and step % args.checkpointing_steps == 0):
                 save(run)
             if ended:
@@ -107,7 +114,7 @@ def cool(run: Run) -> None:
     if args.max_minutes is None:
         return
     span = args.max_minutes / 5 if args.cooldown_minutes is None else args.cooldown_minutes
-    share = min(1.0, max(0.0, (args.max_minutes - run.progress.seconds / 60) / max(span, 1e-9)))
+    share = min(1.0, max(0.0, run.minutes_left() / max(span / run.num_stages, 1e-9)))
     for group, rate in zip(run.optimizer.param_groups, run.lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = rate * share
 

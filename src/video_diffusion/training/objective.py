@@ -160,14 +160,14 @@ def diffusion_loss(
     weight = prediction_loss_weight(
         scheduler.logsnr(noise.t.double()), weighting, scheduler.config.prediction_type
     ).to(x.dtype)
-    loss = weight * _mean_over_generated((output - target) ** 2, noise.frame_mask)
+    loss = weight * mean_over_generated((output - target) ** 2, noise.frame_mask)
     with torch.no_grad():
         estimate = scheduler.predict_original(output, timestep, z_t).clamp(-1, 1)
-        error = _mean_over_generated((estimate - x) ** 2, noise.frame_mask)
+        error = mean_over_generated((estimate - x) ** 2, noise.frame_mask)
     return loss, error
 
 
-def _mean_over_generated(squares: Tensor, frame_mask: Tensor) -> Tensor:
+def mean_over_generated(squares: Tensor, frame_mask: Tensor) -> Tensor:
     """Mean of `[B, C, F, H, W]` over all but the given frames, `[B]`."""
     per_frame = reduce(squares, "b c f h w -> b f", "mean")
     generated = (~frame_mask).to(per_frame.dtype)

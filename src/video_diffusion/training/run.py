@@ -4,9 +4,10 @@ A run is a pure function of its arguments: clips, times, noise and masks of a st
 two processes compute what one with twice the batch computes, and a run that was stopped goes on as if it had not been.
 """
 
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel
+from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import VideoClips
-from video_diffusion.training.arguments import Arguments, as_dict
+from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
 from video_diffusion.training.batches import Batch, StepBatches, channels_of, open_captions, open_source, to_model
 from video_diffusion.training.build import (
     build_lr_scheduler,
@@ -26,7 +27,7 @@ from video_diffusion.training.build import (
     load_pretrained,
     ready_to_shard,
 )
-from video_diffusion.training.objective import diffusion_loss, draw
+from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 
@@ -54,15 +55,27 @@ class Run:
     """Everything that lives through a run.
 
     Args:
-        arguments: of the run, checked.
+        arguments: of the run, checked: of `groups`, those of the data and of the training last.
+
+    Attributes:
+        name: of what the run does, for messages.
+        groups: its arguments.
+        num_stages: parts of the run, of which each has a curve of the learning rate of its own.
 
     Raises:
         ValueError: if they do not fit each other, or what they name.
         OSError: if a file or a model that they name is not there.
     """
 
-    def __init__(self, arguments: Arguments) -> None:
-        self.model_args, self.data, self.args = arguments
+    name = "train"
+    groups = GROUPS
+    num_stages = 1
+    data: DataArguments
+    args: TrainArguments
+
+    def __init__(self, arguments: Sequence[Any]) -> None:
+        self.arguments = arguments
+        self.data, self.args = arguments[-2:]
         args = self.args
         self.history: list[dict[str, Any]] = []  # arguments that were in force before, each until a step
         self.output = Path(args.output_dir)
@@ -84,11 +97,7 @@ class Run:
             self.config["found"] = self.train_source.description
         self.text = self.open_text()
         encoder = None if self.text is None else self.text.encoder
-        denoiser, self.scheduler = build_model(
-            self.model_args, self.data, None if encoder is None else encoder.config.hidden_size
-        )
-        if args.pretrained_model_name_or_path is not None:
-            load_pretrained(denoiser, encoder, self.scheduler, args.pretrained_model_name_or_path)
+        denoiser, self.scheduler = self.open_model()
         if args.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         if args.attention_backend is not None:
@@ -99,7 +108,8 @@ class Run:
         ready_to_shard(self.learner, self.accelerator, args)
         self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
-        self.lr_scheduler = build_lr_scheduler(optimizer, args)
+        stage = replace(args, max_steps=math.ceil(args.max_steps / self.num_stages))
+        self.lr_scheduler = build_lr_scheduler(optimizer, stage)
         self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
@@ -127,16 +137,25 @@ class Run:
         """Says something before the first step, once for all processes."""
         if self.accelerator.is_main_process:
             for line in lines:
-                print(f"train: {line}", file=sys.stderr)
+                print(f"{self.name}: {line}", file=sys.stderr)
 
     def open_text(self) -> RunText | None:
         """The text encoder of this run, or None."""
-        name = self.model_args.text_encoder
-        if name is None:
+        model = self.arguments[0]
+        if model.text_encoder is None:
             return None
-        encoder, tokenizer = open_text_encoder(name, self.model_args.max_text_length)
-        trained = name == SMALL_BERT or self.model_args.train_text_encoder
+        encoder, tokenizer = open_text_encoder(model.text_encoder, model.max_text_length)
+        trained = model.text_encoder == SMALL_BERT or model.train_text_encoder
         return RunText(encoder, tokenizer, trained, self.accelerator.device)
+
+    def open_model(self) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
+        """The denoiser that learns, with the weights that it starts from, and its scheduler."""
+        encoder = None if self.text is None else self.text.encoder
+        width = None if encoder is None else encoder.config.hidden_size
+        denoiser, scheduler = build_model(self.arguments[0], self.data, width)
+        if self.args.pretrained_model_name_or_path is not None:
+            load_pretrained(denoiser, encoder, scheduler, self.args.pretrained_model_name_or_path)
+        return denoiser, scheduler
 
     def with_text(self, denoiser: nn.Module, encoder: nn.Module | None) -> nn.Module:
         """Everything that learns, as one module."""
@@ -149,15 +168,19 @@ class Run:
         """Clips of all processes in one pass."""
         return self.args.per_device_batch_size * self.accelerator.num_processes
 
-    def loss(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        """The loss and the error of x̂ in pass `index`, each averaged over this process's clips."""
+    def drawn(self, batch: Batch, index: int) -> tuple[Tensor, Draw]:
+        """This process's clips of pass `index`, in [-1, 1], and what is random about them."""
         x = to_model(batch.clips, self.accelerator.device)
         shape, images = (self.global_batch, *x.shape[1:]), self.data.num_images
         noise = draw(
             shape, self.args.mask_probabilities, self.args.seed, index, images, x.device, self.args.caption_dropout
         )
         first = self.accelerator.process_index * len(x)
-        noise = noise.rows(first, first + len(x))
+        return x, noise.rows(first, first + len(x))
+
+    def loss(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """The loss and the error of x̂ in pass `index`, each averaged over this process's clips."""
+        (x, noise), images = self.drawn(batch, index), self.data.num_images
         conditions = None
         if self.text is not None and batch.captions is not None and noise.captioned is not None:
             conditions = self.text.inputs(batch.captions, noise.captioned, x.shape[2] - images, images)
@@ -172,6 +195,17 @@ class Run:
             conditions,
         )
         return loss.mean(), error.mean()
+
+    def next_stage(self) -> None:
+        """Goes on to the next stage where this one is at its end; called after every step but the last."""
+
+    def minutes_left(self) -> float:
+        """Until this stage of a run by the clock ends."""
+        return (self.args.max_minutes or 0.0) - self.progress.seconds / 60
+
+    def cost(self, seconds: float) -> list[str]:
+        """What a dry run says further, where a step takes so many seconds."""
+        return []
 
     def pipeline(self) -> VideoDiffusionPipeline:
         """A pipeline around a copy of the averaged weights."""

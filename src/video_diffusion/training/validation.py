@@ -1,5 +1,6 @@
 """What a run reports beside its loss: errors on held-out clips, by task and of one call, and a grid of samples."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ from video_diffusion.training.run import Run
 LIMITS = "one call 10 to 10 about 11.1, next 10.1 (of 5 to 5); 5 to 5 about 16.7, last 22.7 (docs/protocols.md)"
 
 
-def report(run: Run, step: int) -> None:
-    """Logs validation errors, and a sample grid every `sample_steps`."""
+def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> None:
+    """Logs what `measure` gives for the run, and a sample grid every `sample_steps`."""
     if not run.accelerator.is_main_process:
         return
-    values = validate(run)
+    values = measure(run)
     run.accelerator.log(values, step=step)
     tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    if run.data.source is None and run.data.variant == "classic":
+    if measure is validate and run.data.source is None and run.data.variant == "classic":
         tqdm.write(f"the best possible: {LIMITS}")
     if run.args.sample_steps and step % run.args.sample_steps == 0:
         for tracker in run.accelerator.trackers:
@@ -88,7 +89,8 @@ def sample_grid(run: Run) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     clips = held_out(run, 2)
     given = clips[:, : run.data.num_frames // 2].permute(0, 1, 4, 2, 3).float() / 255
-    common: dict[str, Any] = {"num_inference_steps": 20, "output_type": "np"}
+    steps = pipe.generation_config.get("num_inference_steps", 20)
+    common: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     common |= {"return_dict": False, "generator": torch.Generator().manual_seed(0)}
     free, bound = pipe(num_videos_per_prompt=2, **common)[0], pipe(video=given, **common)[0]
     rows = torch.cat([torch.as_tensor(free), torch.as_tensor(bound)])  # [4, F, H, W, C]

@@ -1,0 +1,501 @@
+"""Progressive distillation (Salimans and Ho 2022): a student does in one step of DDIM what its teacher does in two.
+
+The teacher is a pipeline that `teacher_calls` steps sample well. Its student starts from its weights and learns to
+need half of them; then the average of its weights teaches the next, and so on down to `student_calls`. Guidance by
+text is folded in (Meng et al. 2023): the first teacher is guided at a scale w that is drawn for each clip, and the
+students read w as `timestep_cond`. Data, given frames, captions, optimiser, checkpoints and loop are a training's.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
+from video_diffusion.hub.folder import find_folder
+from video_diffusion.model.guidance import guidance_embedding, model_input, reads_guidance
+from video_diffusion.model.scheduler import PREDICTION_TYPES, prediction_loss_weight
+from video_diffusion.training.arguments import (
+    CURVES,
+    DataArguments,
+    TrainArguments,
+    check_data,
+    check_train,
+    flag_parser,
+    resolve,
+)
+from video_diffusion.training.batches import Batch
+from video_diffusion.training.checkpoints import RECORD, save_pipeline
+from video_diffusion.training.fields import argument, declared, group, one_of, or_none, real, text, two, whole
+from video_diffusion.training.objective import Draw, joint_attention_mask, mean_over_generated
+from video_diffusion.training.run import Run
+from video_diffusion.training.text import RunText
+from video_diffusion.training.validation import held_out
+
+GUIDANCE_WIDTH = 256  # `time_cond_proj_dim` of a student
+DEFAULT_SCALE = 4.0  # of guidance, where the teacher's generation config has none
+OF_TEACHER = ("mask_probabilities", "caption_dropout")  # that a student shall share, beside the data
+NOT_OF_TEACHER = ("num_images", "dataloader_num_workers")
+
+
+# ------------------------------------------------------------------------------------------------------ the arguments
+@group
+class DistillArguments(TrainArguments):
+    """The teacher, the stages, and what a training has too: optimisation, checkpoints and reports."""
+
+    output_dir: str = argument("runs/distilled", "Where everything is written.", text(), "applies")
+    pretrained_model_name_or_path: str | None = argument(
+        "moving-mnist", "The teacher, a pipeline: folder, Hub id or embedded name.", text(), "agrees"
+    )
+    max_steps: int = argument(8000, "Optimiser steps of the whole run, in equal stages.", whole(1), "applies")
+    learning_rate: float = argument(0.0003, "Peak learning rate, in each stage.", real(0, 10), "applies")
+    lr_scheduler: str = argument("linear", "As in a training, but for each stage anew.", one_of(*CURVES), "applies")
+    ema_decay: float = argument(0.995, "Decay of the averaged weights.", real(0, below=1), "applies")
+    teacher_calls: int = argument(16, "Network calls of the first teacher.", whole(2, 2**14), "agrees")
+    student_calls: int = argument(1, "Network calls of the last student.", whole(1, 2**13), "agrees")
+    guidance_range: list[float] | None = argument(
+        None,
+        "Least and greatest scale of guidance by text that the students read; both 1: their guidance stays outside; "
+        "left out: 1 and the teacher's own. None without text.",
+        or_none(two(real(1, 100))),
+        "agrees",
+    )
+
+
+GROUPS = (DataArguments, DistillArguments)
+
+
+def parse_distillation(argv: Sequence[str]) -> list[Any]:
+    """Resolves a distillation: what its teacher was trained on, then `--config FILE.yaml`, then flags.
+
+    Raises:
+        ValueError: if a flag or a key is unknown, a value is not allowed, or two do not fit each other.
+        OSError: if there is no such teacher.
+    """
+    parser = flag_parser("distill", "Distils a video diffusion model to few calls.", GROUPS, presets=False)
+    data, args = resolve(parser, GROUPS, argv, of_teacher)
+    check_data(data)
+    check_train(args)
+    number = len(halvings(args.teacher_calls, args.student_calls))
+    if args.guidance_range is not None and args.guidance_range[0] > args.guidance_range[1]:
+        raise ValueError(
+            f"`guidance_range` is {args.guidance_range}, expected the least scale first: there is none in between."
+        )
+    if args.max_steps < number:
+        raise ValueError(f"`max_steps` is {args.max_steps}, expected one at least for each of {number} stages.")
+    return [data, args]
+
+
+def of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The data that a teacher was trained on, as far as its folder says; `values` may name it.
+
+    Raises:
+        ValueError: if it is no text.
+        OSError: if there is no such teacher.
+    """
+    known = declared([DistillArguments])["pretrained_model_name_or_path"]
+    name = known.metadata["check"].value(known.name, values.get(known.name, known.default))
+    folder = find_folder(VideoDiffusionPipeline, name, {})
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    sizes = {"num_frames": "num_frames", "image_size": "sample_size", "num_channels": "out_channels"}
+    found = {ours: config[theirs] for ours, theirs in sizes.items() if isinstance(config.get(theirs), int)}
+    if (folder / RECORD).is_file():
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        shared = [*declared([DataArguments]), *OF_TEACHER]
+        found |= {key: record[key] for key in shared if key in record and key not in NOT_OF_TEACHER}
+    return found
+
+
+def halvings(teacher_calls: int, student_calls: int) -> list[int]:
+    """The calls of each stage's student: half of the teacher's, a quarter, …
+
+    Raises:
+        ValueError: if halving the teacher's calls, once at least, does not lead to the last student's.
+    """
+    if student_calls >= teacher_calls:
+        raise ValueError(f"`student_calls` is {student_calls}, expected fewer than `teacher_calls`, {teacher_calls}.")
+    calls = [teacher_calls]
+    while calls[-1] > student_calls and calls[-1] % 2 == 0:
+        calls.append(calls[-1] // 2)
+    if calls[-1] != student_calls:
+        raise ValueError(
+            f"`teacher_calls` is {teacher_calls}, expected `student_calls`, {student_calls}, times a power of two."
+        )
+    return calls[1:]
+
+
+# ------------------------------------------------------------------------------------------------------ the objective
+@dataclass(frozen=True)
+class Told:
+    """What the networks get beside noisy clips and times, as arguments of their call.
+
+    Args:
+        student: of the student.
+        teacher: of the teacher.
+        free: of the teacher for the other side of its guidance, the empty text; None: no guidance from outside.
+        scale: w of that guidance, `[B]`.
+    """
+
+    student: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    free: Mapping[str, Any] | None = None
+    scale: Tensor | None = None
+
+
+def step_times(t: Tensor, calls: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Start, middle and end of that step of a sampler of so many calls in which each t in (0, 1] lies; float64."""
+    number = (t.double() * calls).ceil().clamp(1, calls)
+    return number / calls, (number - 0.5) / calls, (number - 1) / calls
+
+
+def double_step(
+    original: Callable[[Tensor, Tensor], Tensor],
+    scheduler: VPContinuousScheduler,
+    z_t: Tensor,
+    times: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """The x̂ with which one step leads where two steps of a teacher lead; `[B, ...]`.
+
+    Args:
+        original: the teacher's x̂ of noisy clips and their timesteps.
+        scheduler: its schedule.
+        z_t: noisy clips at the first of the times, `[B, ...]`.
+        times: start, middle and end, as timesteps `[B]`.
+    """
+    t, m, s = times
+    z_m = scheduler.ddim_step(original(z_t, t), t, m, z_t)
+    z_s = scheduler.ddim_step(original(z_m, m), m, s, z_m)
+    return scheduler.ddim_original(z_s, t, s, z_t)
+
+
+def distillation_loss(
+    student: Any,
+    teacher: Any,
+    scheduler: VPContinuousScheduler,
+    x: Tensor,
+    noise: Draw,
+    calls: int,
+    weighting: str,
+    told: Told,
+    in_channels: int,
+) -> tuple[Tensor, Tensor]:
+    """The weighted squared error of the student against two steps of its teacher, on the frames that are not given.
+
+    Args:
+        student: a denoiser called as `UNet3DConditionModel` is.
+        teacher: likewise.
+        scheduler: of both.
+        x: clean clips `[B, C, F, H, W]` in [-1, 1].
+        noise: the step's draw for these clips; its times are moved up to the next of the student's.
+        calls: of the student.
+        weighting: see `video_diffusion.model.scheduler.log_loss_weight`.
+        told: the conditions of both.
+        in_channels: of both.
+
+    Returns:
+        loss: `[B]`, w(λ)·‖x̃ − x̂_θ‖² averaged over the pixels to be generated, x̃ being the target.
+        error: `[B]`, ‖x̃ − x̂_θ‖² averaged likewise, clipped as in sampling, without gradient.
+    """
+    if in_channels == x.shape[1]:
+        noise = replace(noise, frame_mask=torch.zeros_like(noise.frame_mask))
+    times = step_times(noise.t, calls)
+    t, m, s = (time * scheduler.config.num_train_timesteps for time in times)
+    z_t = scheduler.add_noise(x, noise.noise, t)
+
+    def call(network: Any, z: Tensor, time: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        sample = model_input(z, x, noise.frame_mask, in_channels)
+        output = network(sample, time.to(x.dtype), **conditions).sample
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    def original(z: Tensor, time: Tensor) -> Tensor:
+        output = call(teacher, z, time, told.teacher)
+        if told.free is not None and told.scale is not None:
+            free, scale = call(teacher, z, time, told.free), told.scale.to(output).reshape(-1, *[1] * (x.ndim - 1))
+            output = free + scale * (output - free)
+        return scheduler.clip_original(scheduler.predict_original(output, time, z))
+
+    with torch.no_grad():
+        target = double_step(original, scheduler, z_t, (t, m, s))
+    output = call(student, z_t, t, told.student)
+    weight = prediction_loss_weight(scheduler.logsnr(times[0]), weighting, scheduler.config.prediction_type)
+    difference = output - scheduler.from_original(target, t, z_t)
+    loss = weight.to(x.dtype) * mean_over_generated(difference.square(), noise.frame_mask)
+    with torch.no_grad():
+        estimate = scheduler.clip_original(scheduler.predict_original(output, t, z_t))
+        error = mean_over_generated((estimate - target).square(), noise.frame_mask)
+    return loss, error
+
+
+def draw_scales(batch: int, ends: Sequence[float], seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
+    """The guidance scales of step `step` for the global batch, float32 `[B]`, each uniform between two ends."""
+    generator = torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step + 2**61) % 2**63)
+    low, high = ends
+    return low + (high - low) * torch.rand(batch, generator=generator, device=device)
+
+
+# ----------------------------------------------------------------------------------------------------------- the run
+def open_teacher(name: str) -> VideoDiffusionPipeline:
+    """The pipeline that is to be distilled, which then samples by DDIM's step.
+
+    Raises:
+        ValueError: if its parts are not those that a training makes.
+        OSError: if there is no such pipeline.
+    """
+    argument = "pretrained_model_name_or_path"
+    pipe = VideoDiffusionPipeline.from_pretrained(find_folder(VideoDiffusionPipeline, name, {}))
+    own = {"unet": VideoUNet3DConditionModel, "scheduler": VPContinuousScheduler}
+    for part, cls in own.items():
+        found = type(getattr(pipe, part)).__name__
+        if found != cls.__name__:
+            raise ValueError(f"`{argument}` is {name!r}, whose {part} is a {found}, expected a {cls.__name__}.")
+    if pipe.scheduler.config.prediction_type not in PREDICTION_TYPES:
+        found = pipe.scheduler.config.prediction_type
+        raise ValueError(f"`{argument}` is {name!r}, which predicts {found!r}, expected one of {PREDICTION_TYPES}.")
+    if pipe.vae is not None:
+        raise ValueError(f"`{argument}` is {name!r}, which has a `vae`, expected a model of pixels.")
+    pipe.scheduler = VPContinuousScheduler.from_config(pipe.scheduler.config, deterministic=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def student_of(teacher: VideoUNet3DConditionModel, guided: bool) -> VideoUNet3DConditionModel:
+    """A copy of a network; where it shall read the guidance scale and does not yet, it starts by not heeding it."""
+    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    if guided and not reads_guidance(teacher):
+        config["time_cond_proj_dim"] = GUIDANCE_WIDTH
+    student = VideoUNet3DConditionModel.from_config(config)
+    weights = teacher.state_dict()
+    added = {key: torch.zeros_like(value) for key, value in student.state_dict().items() if key not in weights}
+    student.load_state_dict(weights | added)
+    return student
+
+
+class Stages:
+    """Which student is being made, and who teaches it; saved with each checkpoint.
+
+    Args:
+        calls: of each stage's student.
+        teacher: of the first stage.
+        students: a network like the students, which are the later stages' teachers.
+    """
+
+    def __init__(self, calls: list[int], teacher: nn.Module, students: Callable[[], nn.Module]) -> None:
+        self.calls, self.teacher, self.students, self.index = calls, teacher, students, 0
+
+    def advance(self, weights: Mapping[str, Tensor]) -> None:
+        """Goes on to the next stage, whose teacher has these weights."""
+        self.index += 1
+        device = next(self.teacher.parameters()).device
+        self.teacher = self.students().to(device).eval().requires_grad_(False)
+        self.teacher.load_state_dict(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Saved by accelerate; the first teacher is not, it is there anyway."""
+        return {"index": self.index, "teacher": self.teacher.state_dict() if self.index else {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restored by accelerate."""
+        if state["index"]:
+            self.advance(state["teacher"])
+        self.index = state["index"]
+
+
+class Distillation(Run):
+    """A distillation: a run whose model starts as the teacher and learns from it, in stages.
+
+    Args:
+        arguments: of `parse_distillation`.
+
+    Raises:
+        ValueError: if they do not fit the teacher.
+        OSError: if there is no such teacher.
+    """
+
+    name = "distill"
+    groups = GROUPS
+    args: DistillArguments
+
+    def __init__(self, arguments: Sequence[Any]) -> None:
+        args = arguments[-1]
+        calls = halvings(args.teacher_calls, args.student_calls)
+        self.num_stages = len(calls)
+        self.source = open_teacher(args.pretrained_model_name_or_path)
+        self.scales = self._scales(args.guidance_range)
+        super().__init__(arguments)
+        teacher: Any = self.source.unet.to(self.accelerator.device).eval().requires_grad_(False)
+        if args.attention_backend is not None:
+            teacher.set_attention_backend(args.attention_backend)
+        self.stages = Stages(calls, teacher, lambda: VideoUNet3DConditionModel.from_config(self.denoiser.config))
+        self.accelerator.register_for_checkpointing(self.stages)
+        self.reference: dict[tuple[str, int], Tensor] = {}  # what the first teacher makes of the held-out clips
+
+    def _scales(self, asked: list[float] | None) -> list[float] | None:
+        """The ends of the guidance scales that the students read, or None."""
+        if self.source.text_encoder is None:
+            if asked is not None:
+                raise ValueError(f"`guidance_range` is {asked}, expected none: the teacher reads no text.")
+            return None
+        default = [1.0, max(1.0, float(self.source.generation_config.get("guidance_scale", DEFAULT_SCALE)))]
+        ends = default if asked is None else asked
+        if ends == [1.0, 1.0]:
+            if reads_guidance(self.source.unet):
+                raise ValueError(f"`guidance_range` is {ends}, expected a range: the teacher reads the scale.")
+            return None
+        return ends
+
+    def open_text(self) -> RunText | None:
+        """The teacher's text encoder, frozen, or None."""
+        if self.source.text_encoder is None:
+            return None
+        return RunText(self.source.text_encoder, self.source.tokenizer, False, self.accelerator.device)
+
+    def open_model(self) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
+        """The first student, and the scheduler that samples from it."""
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("The weights are sharded, expected whole ones (DDP): a student's become its teacher's.")
+        if self.data.num_channels != self.source.unet.config.out_channels:
+            channels = self.source.unet.config.out_channels
+            raise ValueError(f"`num_channels` is {self.data.num_channels}, expected the teacher's, {channels}.")
+        return student_of(self.source.unet, self.scales is not None), self.source.scheduler
+
+    @property
+    def calls(self) -> int:
+        """Of this stage's student."""
+        return self.stages.calls[self.stages.index]
+
+    def loss(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """The loss and the error against the teacher in pass `index`, each averaged over this process's clips."""
+        x, noise = self.drawn(batch, index)
+        told, network = self._told(batch, noise, index, x), self.stages.teacher
+
+        def teacher(*args: Any, **conditions: Any) -> Any:
+            with self.accelerator.autocast():
+                return network(*args, **conditions)
+
+        loss, error = distillation_loss(
+            self.model,
+            teacher,
+            self.scheduler,
+            x,
+            noise,
+            self.calls,
+            self.args.weighting,
+            told,
+            self.denoiser.config.in_channels,
+        )
+        return loss.mean(), error.mean()
+
+    def _told(self, batch: Batch, noise: Draw, index: int, x: Tensor) -> Told:
+        """The conditions of both networks in pass `index`."""
+        size, images = len(x), self.data.num_images
+        common: dict[str, Any] = {}
+        if images:
+            common["frame_attention_mask"] = joint_attention_mask(size, x.shape[2], images, x.device)
+        if self.text is None or batch.captions is None or noise.captioned is None:
+            return Told(common, common)
+        free, bound = (
+            common | self.text.inputs(batch.captions, kept, x.shape[2] - images, images)
+            for kept in (torch.zeros_like(noise.captioned), noise.captioned)
+        )
+        if self.scales is None:
+            return Told(bound, bound)
+        first, world = self.accelerator.process_index * size, self.accelerator.num_processes
+        scale = draw_scales(size * world, self.scales, self.args.seed, index, x.device)[first : first + size]
+        scale = torch.where(noise.captioned, scale, 1.0)  # nothing to guide by
+        width = self.denoiser.config.time_cond_proj_dim
+        student = bound | {"timestep_cond": guidance_embedding(scale, width)}
+        if reads_guidance(self.stages.teacher):
+            return Told(student, student)
+        return Told(student, bound, free, scale)
+
+    def next_stage(self) -> None:
+        """Makes the averaged student the teacher of the next, which starts from the same weights."""
+        done, count = self.progress.step * self.num_stages // self.args.max_steps, self.num_stages
+        if self.args.max_minutes is not None:
+            seconds = torch.tensor(self.progress.seconds, device=self.accelerator.device)
+            minutes = float(self.accelerator.reduce(seconds, "mean")) / 60  # the same on all processes
+            done = max(done, int(minutes / self.args.max_minutes * count))
+        if min(done, count - 1) <= self.stages.index:
+            return
+        if self.accelerator.is_main_process:
+            save_pipeline(self.pipeline(), self.output / f"calls-{self.calls}")
+        self.ema.copy_to(self.learner.parameters())
+        self.stages.advance(self.denoiser.state_dict())
+        self.ema.optimization_step = 0
+        self.optimizer.state.clear()
+        self.lr_scheduler.last_epoch = -1
+        self.lr_scheduler.step()
+
+    def minutes_left(self) -> float:
+        """Until this stage of a run by the clock ends."""
+        share = (self.stages.index + 1) / self.num_stages
+        return (self.args.max_minutes or 0.0) * share - self.progress.seconds / 60
+
+    def cost(self, seconds: float) -> list[str]:
+        """The stages, and how long all of them take at the speed of the first."""
+        steps, calls = self.args.max_steps, " → ".join(map(str, [self.args.teacher_calls, *self.stages.calls]))
+        hours = steps * seconds / 3600
+        return [
+            f"stages               {calls} calls, {steps / self.num_stages:,.0f} steps each",
+            f"whole run            {hours:.2f} hours at the speed of the first stage",
+        ]
+
+    def pipeline(self) -> VideoDiffusionPipeline:
+        """A pipeline around a copy of the averaged student; its generation config says how it samples."""
+        pipe = super().pipeline()
+        pipe.generation_config = {"num_inference_steps": self.calls}
+        scale = self.source.generation_config.get("guidance_scale")
+        if scale is not None:
+            low, high = self.scales or (scale, scale)
+            pipe.generation_config["guidance_scale"] = min(max(scale, low), high)
+        return pipe
+
+
+# ------------------------------------------------------------------------------------------------------- its reports
+@torch.no_grad()
+def measure(run: Distillation) -> dict[str, float]:
+    """How far samples of the averaged student are from those of the first teacher, without captions.
+
+    Squared, on [0, 1], summed over a frame's pixels, mean over the frames that are made of held-out clips: both start
+    from the same noise. Beside it the same for the teacher with as few calls as the student.
+    """
+    clips = held_out(run, run.args.validation_videos).permute(0, 1, 4, 2, 3)  # [B, F, C, H, W]
+    student, calls, values = run.pipeline(), run.calls, {}
+    student.set_progress_bar_config(disable=True)
+    half, reads = clips.shape[1] // 2, run.denoiser.config.in_channels > clips.shape[2]
+    for task, given in {"generation": 0, "prediction": half}.items():
+        if task == "prediction" and not (half and reads):
+            continue
+        for steps in (run.args.teacher_calls, calls):
+            if (task, steps) not in run.reference:
+                run.reference[task, steps] = samples(run.source, clips, given, steps)
+        made = {"": samples(student, clips, given, calls), "_of_teacher": run.reference[task, calls]}
+        for name, frames in made.items():
+            errors = (frames - run.reference[task, run.args.teacher_calls]).square().sum((2, 3, 4))
+            values[f"validation/{task}_in_{calls}{name}"] = errors.mean().item()
+    return values
+
+
+def samples(pipe: VideoDiffusionPipeline, clips: Tensor, given: int, steps: int) -> Tensor:
+    """What a pipeline makes after the first `given` frames of uint8 clips `[B, F, C, H, W]`, `[B, F − given, …]`."""
+    made = []
+    for start in range(0, len(clips), 16):
+        part = clips[start : start + 16]
+        output: Any = pipe(
+            video=part[:, :given] if given else None,
+            num_frames=part.shape[1],
+            height=part.shape[3],
+            width=part.shape[4],
+            num_videos_per_prompt=1 if given else len(part),
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            history_guidance_scale=1.0,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(start),
+        )
+        made.append(output.frames[:, given:])
+    return torch.cat(made)

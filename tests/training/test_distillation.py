@@ -1,0 +1,487 @@
+"""Distillation: its target against theory, its stages, its guidance, and a whole run that is stopped and goes on."""
+
+import json
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from denoisers import tiny_denoiser
+from oracle import Gaussian, sampled_moments
+from tiny_training import scalars
+from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
+from video_diffusion.cli import main as video_diffusion_command
+from video_diffusion.model.guidance import guidance_embedding
+from video_diffusion.training import command
+from video_diffusion.training.distillation import (
+    Distillation,
+    Told,
+    distillation_loss,
+    double_step,
+    draw_scales,
+    halvings,
+    measure,
+    parse_distillation,
+    step_times,
+    student_of,
+)
+from video_diffusion.training.objective import Draw
+
+ROOT = Path(__file__).parents[2]
+GAUSSIAN = Gaussian()
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def scheduler_of(prediction_type="sample"):
+    return VPContinuousScheduler(prediction_type=prediction_type, clip_sample=False, deterministic=True)
+
+
+class Model:
+    """A function in a denoiser's place."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, []
+
+    def __call__(self, sample, timestep, **conditions):
+        self.calls.append((sample, timestep, conditions))
+        return SimpleNamespace(sample=self.function(sample, timestep, **conditions))
+
+
+def exact(scheduler):
+    """The Gaussian's exact denoiser, as a network."""
+
+    def predict(sample, timestep, **_):
+        logsnr = scheduler.logsnr(timestep / 1000).reshape(-1, *[1] * (sample.ndim - 1))
+        return GAUSSIAN.denoise(sample, logsnr, scheduler.config.prediction_type)
+
+    return predict
+
+
+def exact_student(scheduler, calls):
+    """The network whose one step is two of the exact denoiser's, by `double_step`, as an own-output function."""
+    teacher = exact(scheduler)
+
+    def predict(sample, timestep, **_):
+        times = tuple(1000 * time for time in step_times(timestep / 1000 - 1e-9, calls))
+
+        def original(z, time):
+            return scheduler.predict_original(teacher(z, time), time, z)
+
+        return scheduler.from_original(double_step(original, scheduler, sample, times), timestep, sample)
+
+    return predict
+
+
+def drawn(t, *shape, given=()):
+    mask = torch.zeros(shape[0], shape[2], dtype=torch.bool)
+    mask[:, list(given)] = True
+    return Draw(torch.as_tensor(t, dtype=torch.float64), noise(*shape, seed=1), mask)
+
+
+# ---------------------------------------------------------------------------------------------------------- the target
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("calls", [1, 2, 8])
+def test_the_exact_student_has_no_loss_and_any_other_has(prediction_type, calls):
+    scheduler, shape = scheduler_of(prediction_type), (4, 1, 2, 3, 3)
+    x, step = noise(*shape), drawn([0.1, 0.3, 0.7, 1.0], *shape)
+
+    def loss(student):
+        return distillation_loss(
+            Model(student), Model(exact(scheduler)), scheduler, x, step, calls, "v_prediction", Told(), 1
+        )
+
+    best = loss(exact_student(scheduler, calls))
+    assert max(value.max() for value in best) < 1e-12
+    other = loss(exact(scheduler))  # one step of the teacher is not two
+    assert min(value.min() for value in other) > 1e-8
+
+
+def test_the_exact_students_sampler_has_the_moments_of_its_teachers_with_twice_the_calls(monkeypatch):
+    scheduler = scheduler_of()
+    teachers = sampled_moments(scheduler, GAUSSIAN, 8)
+    student = exact_student(scheduler, 4)
+    times = {round(scheduler.logsnr(torch.tensor(t / 4).double()).item(), 6): 250.0 * t for t in range(1, 5)}
+
+    class Student(Gaussian):
+        def denoise(self, z_t, logsnr, prediction_type="sample"):
+            return student(z_t[:, None], torch.full((len(z_t),), times[round(logsnr.item(), 6)]).double())[:, 0]
+
+    assert sampled_moments(scheduler, Student(), 4) == pytest.approx(teachers, abs=1e-9)
+    assert sampled_moments(scheduler, GAUSSIAN, 4) != pytest.approx(teachers, abs=1e-3)
+
+
+def test_two_steps_of_the_sampler_with_the_teacher_lead_where_one_step_with_the_target_does():
+    """Through the pipeline's own scheduler, with a network that is no Gaussian's."""
+    scheduler, z = scheduler_of("v_prediction"), noise(2, 1, 3, 4, 4)
+
+    def network(sample, timestep):
+        return torch.sin(3 * sample) + timestep.double().reshape(-1, 1, 1, 1, 1) / 1000
+
+    two, one = scheduler_of("v_prediction"), scheduler_of("v_prediction")
+    two.set_timesteps(timesteps=[750.0, 625.0, 500.0])
+    z_m = two.step(network(z, torch.tensor([750.0])), 750.0, z).prev_sample
+    z_s = two.step(network(z_m, torch.tensor([625.0])), 625.0, z_m).prev_sample
+    times = tuple(torch.full((2,), time, dtype=torch.float64) for time in (750.0, 625.0, 500.0))
+    x = double_step(lambda z, t: scheduler.predict_original(network(z, t), t, z), scheduler, z, times)
+    one.set_timesteps(timesteps=[750.0, 500.0])
+    torch.testing.assert_close(one.step(one.from_original(x, 750.0, z), 750.0, z).prev_sample, z_s)
+
+
+def test_the_times_of_a_step_are_those_of_the_sampler():
+    t, m, s = step_times(torch.tensor([1e-6, 0.25, 0.2500001, 0.6, 1.0]), 4)
+    assert t.tolist() == [0.25, 0.25, 0.5, 0.75, 1.0]
+    assert m.tolist() == [0.125, 0.125, 0.375, 0.625, 0.875]
+    assert s.tolist() == [0.0, 0.0, 0.25, 0.5, 0.75]
+    scheduler = VPContinuousScheduler()
+    scheduler.set_timesteps(4)
+    assert set((1000 * t).tolist()) == set(scheduler.timesteps.tolist())
+
+
+def test_given_frames_are_seen_clean_at_both_of_the_teachers_steps_and_are_not_learned():
+    scheduler, shape = scheduler_of(), (1, 1, 3, 2, 2)
+    x, teacher, student = noise(*shape), Model(lambda z, t, **_: z[:, :1]), Model(lambda z, t, **_: z[:, :1])
+    loss, _ = distillation_loss(
+        student, teacher, scheduler, x, drawn([1.0], *shape, given=[0, 2]), 2, "sample", Told(), 3
+    )
+    assert [float(t) for _, t, _ in (*teacher.calls, *student.calls)] == [1000.0, 750.0, 1000.0]
+    for z, _, _ in (*teacher.calls, *student.calls):
+        assert torch.equal(z[:, 0, [0, 2]], x[:, 0, [0, 2]])
+        assert torch.equal(z[:, 2, :, 0, 0], torch.tensor([[1.0, 0.0, 1.0]]).double())
+    spoiled = Model(lambda z, t, **_: z[:, :1] + torch.tensor([9.0, 0, 9]).reshape(1, 1, 3, 1, 1))
+    again, _ = distillation_loss(
+        spoiled, teacher, scheduler, x, drawn([1.0], *shape, given=[0, 2]), 2, "sample", Told(), 3
+    )
+    torch.testing.assert_close(again, loss)
+
+
+def test_the_first_teacher_is_guided_at_the_scale_of_each_clip():
+    """x̂ = free + w (bound − free): with constant networks the target is that number."""
+    scheduler, shape = scheduler_of(), (3, 1, 1, 2, 2)
+    teacher = Model(lambda z, t, side, **_: torch.full_like(z, side))
+    seen = []
+    student = Model(lambda z, t, scale, **_: seen.append(scale) or torch.zeros_like(z))
+    scale = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    told = Told({"scale": scale}, {"side": 0.3}, {"side": 0.1}, scale)
+    step = drawn([0.5, 0.5, 0.5], *shape)
+    loss, error = distillation_loss(student, teacher, scheduler, noise(*shape), step, 2, "sample", told, 1)
+    expected = (0.1 + scale * 0.2) ** 2
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(error, expected)
+    assert torch.equal(seen[0], scale)
+
+
+def test_the_target_is_clipped_as_the_sampler_clips():
+    scheduler, shape = VPContinuousScheduler(prediction_type="sample", deterministic=True), (1, 1, 1, 2, 2)
+    teacher = Model(lambda z, t, **_: torch.full_like(z, 7.0))
+    student = Model(lambda z, t, **_: torch.zeros_like(z))
+    loss, _ = distillation_loss(
+        student, teacher, scheduler, noise(*shape), drawn([0.5], *shape), 2, "sample", Told(), 1
+    )
+    torch.testing.assert_close(loss, torch.ones(1).double())
+
+
+def test_only_the_student_gets_gradients():
+    scheduler, shape = scheduler_of(), (2, 1, 2, 16, 16)
+    teacher, student = tiny_denoiser(0), tiny_denoiser(1)
+    step = drawn([0.5, 1.0], *shape)
+    step = Draw(step.t, step.noise.float(), step.frame_mask)
+    loss, error = distillation_loss(
+        student, teacher, scheduler, noise(*shape).float(), step, 2, "v_prediction", Told(), 1
+    )
+    assert not error.requires_grad
+    loss.mean().backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert sum(parameter.grad is not None for parameter in student.parameters()) > 10
+
+
+def test_scales_are_uniform_in_their_range_and_those_of_each_step_its_own():
+    scales = torch.cat([draw_scales(100, [2.0, 6.0], 0, step) for step in range(40)])
+    assert 2 <= scales.min() < 2.01
+    assert 5.99 < scales.max() <= 6
+    assert scales.mean() == pytest.approx(4, abs=0.1)
+    assert torch.equal(draw_scales(4, [1.0, 4.0], 3, 7), draw_scales(4, [1.0, 4.0], 3, 7))
+    assert not torch.equal(draw_scales(4, [1.0, 4.0], 3, 7), draw_scales(4, [1.0, 4.0], 4, 7))
+
+
+# ------------------------------------------------------------------------------------------------- students and stages
+def test_a_student_starts_as_its_teacher_whatever_the_scale():
+    teacher = tiny_denoiser(cross_attention_dim=8)
+    student = student_of(teacher, guided=True).eval()
+    z, text = noise(2, 1, 4, 16, 16).float(), noise(2, 5, 8).float()
+    cond = guidance_embedding(torch.tensor([1.0, 7.0]), student.config.time_cond_proj_dim)
+    expected = teacher(z, 500.0, text).sample
+    assert torch.equal(student(z, 500.0, text, timestep_cond=cond).sample, expected)
+    assert student_of(teacher, guided=False).config.time_cond_proj_dim is None
+    assert student_of(student, guided=True).config.time_cond_proj_dim == student.config.time_cond_proj_dim
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"), [(16, 1, [8, 4, 2, 1]), (20, 5, [10, 5]), (6, 3, [3]), (2, 1, [1])]
+)
+def test_stages_halve_the_calls(teacher, student, expected):
+    assert halvings(teacher, student) == expected
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        (4, 8, "`student_calls` is 8, expected fewer than `teacher_calls`, 4"),
+        (4, 4, "`student_calls` is 4, expected fewer than `teacher_calls`, 4"),
+        (20, 2, "`teacher_calls` is 20, expected `student_calls`, 2, times a power of two"),
+        (16, 3, "`teacher_calls` is 16, expected `student_calls`, 3, times a power of two"),
+    ],
+)
+def test_stages_that_do_not_lead_to_the_student_are_refused(teacher, student, message):
+    with pytest.raises(ValueError, match=message):
+        halvings(teacher, student)
+
+
+# --------------------------------------------------------------------------------------------------------- whole runs
+def flags_of(digits, teacher, output, *more):
+    common = ["--pretrained_model_name_or_path", teacher, "--digits", digits, "--output_dir", output, "--seed", 5]
+    common += ["--teacher_calls", 4, "--student_calls", 1, "--max_steps", 4, "--per_device_batch_size", 2]
+    common += ["--warmup_steps", 0, "--log_steps", 1, "--validation_steps", 0, "--guidance_range", 1, 3]
+    return [str(word) for word in (*common, *more)]
+
+
+def distil(*flags):
+    """The exit code of a part of a distillation in this process; the handlers of signals stay."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return command.distill(flags_of(*flags))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def weights(folder):
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def distilled(digits, reference, tmp_path_factory):
+    """Four steps from four calls to one, never interrupted, with checkpoints of each. Not to be written to."""
+    output = tmp_path_factory.mktemp("distilled") / "run"
+    flags = ("--checkpointing_steps", 1, "--checkpoints_total_limit", 9)
+    assert distil(digits, reference, output, *flags) == 0
+    return output
+
+
+def test_each_stage_leaves_a_pipeline_that_samples_with_its_calls(distilled, reference):
+    for folder, calls in ((distilled / "calls-2", 2), (distilled, 1)):
+        pipe = VideoDiffusionPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe.generation_config["num_inference_steps"] == calls
+        assert pipe.scheduler.config.deterministic is True
+        seen = []
+        pipe.unet.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        video = torch.rand(1, 1, 1, 32, 32)
+        frames = pipe("a 3", video=video, guidance_scale=2.0, output_type="pt").frames
+        assert len(seen) == calls
+        assert torch.equal(frames[:, :1], video)
+        assert torch.isfinite(frames).all()
+    teacher, student = weights(reference), weights(distilled)
+    assert set(student) - set(teacher) == {"time_embedding.cond_proj.weight"}
+    assert student["time_embedding.cond_proj.weight"].abs().max() > 0  # it has learned to read the scale
+    encoders = (load_file(folder / "text_encoder" / "model.safetensors") for folder in (reference, distilled))
+    assert all(torch.equal(*pair) for pair in zip(*(encoder.values() for encoder in encoders), strict=True))
+
+
+def test_a_run_that_was_stopped_in_any_stage_goes_on_bit_for_bit(digits, reference, distilled, tmp_path, capsys):
+    for step in (2, 3):  # at a new stage, and within one
+        copy = tmp_path / str(step)
+        copy.mkdir()
+        shutil.copytree(distilled / f"checkpoint-{step}", copy / f"checkpoint-{step}")
+        assert distil(digits, reference, copy) == 0
+        assert f"distill: goes on from {copy / f'checkpoint-{step}'}" in capsys.readouterr().err
+        expected, got = weights(distilled), weights(copy)
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_the_next_stage_starts_from_the_average_and_is_taught_by_it(digits, reference, tmp_path):
+    flags = flags_of(digits, reference, tmp_path, "--ema_decay", 0.5)
+    run = Distillation(parse_distillation(flags))
+    run.optimizer.step()
+    assert run.calls == 2
+    run.progress.step = 1
+    run.next_stage()
+    assert run.calls == 2  # two steps each
+    average = [w.clone() + 0.01 for w in run.ema.shadow_params]
+    run.ema.shadow_params = [w.clone() for w in average]
+    run.progress.step = 2
+    run.next_stage()
+    assert run.calls == 1
+    for one, other, mean in zip(run.denoiser.parameters(), run.stages.teacher.parameters(), average, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, mean)
+        assert not other.requires_grad
+    assert run.lr_scheduler.last_epoch == 0
+    assert len(run.optimizer.state) == 0
+    run.progress.step = 4
+    run.next_stage()
+    assert run.calls == 1  # the last stage has no next
+
+
+def test_the_learning_rate_falls_in_every_stage_anew(distilled):
+    rates = scalars(distilled, "lr")
+    assert rates[0] == pytest.approx(rates[2])
+    assert rates[1] < rates[0]
+
+
+def test_a_run_by_the_clock_has_stages_of_equal_time(digits, reference, tmp_path):
+    run = Distillation(parse_distillation(flags_of(digits, reference, tmp_path, "--max_minutes", 10)))
+    run.optimizer.step()
+    run.progress.seconds = 4.9 * 60
+    run.next_stage()
+    assert (run.calls, run.minutes_left()) == (2, pytest.approx(0.1))
+    run.progress.seconds = 5.1 * 60
+    run.next_stage()
+    assert (run.calls, run.minutes_left()) == (1, pytest.approx(4.9))
+
+
+def test_two_processes_share_the_clips_times_and_scales_of_one(digits, reference, tmp_path, monkeypatch):
+    def losses(batch):
+        run = Distillation(parse_distillation(flags_of(digits, reference, tmp_path, "--per_device_batch_size", batch)))
+        run.stages.advance(run.denoiser.state_dict())
+        run.denoiser.time_embedding.cond_proj.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+        return [float(value.detach()) for value in run.loss(run.batches[3], 3)]
+
+    expected = losses(4)
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 2))
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr("accelerate.Accelerator.process_index", property(lambda self, rank=rank: rank))
+        halves.append(losses(2))
+    assert [sum(pair) / 2 for pair in zip(*halves, strict=True)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_report_compares_with_the_first_teacher(digits, reference, tmp_path):
+    run = Distillation(parse_distillation(flags_of(digits, reference, tmp_path, "--validation_videos", 2)))
+    values = measure(run)
+    names = [f"validation/{task}_in_2{of}" for task in ("generation", "prediction") for of in ("", "_of_teacher")]
+    assert list(values) == names
+    for task in ("generation", "prediction"):  # a new student is its teacher
+        assert values[f"validation/{task}_in_2"] == pytest.approx(
+            values[f"validation/{task}_in_2_of_teacher"], rel=1e-4
+        )
+        assert values[f"validation/{task}_in_2"] > 0
+    run.ema.shadow_params = [w + 0.05 for w in run.ema.shadow_params]
+    assert measure(run)["validation/generation_in_2"] != pytest.approx(values["validation/generation_in_2"], rel=1e-3)
+
+
+def test_a_distilled_model_is_distilled_further(digits, distilled, tmp_path):
+    flags = ("--teacher_calls", 2, "--max_steps", 1, "--num_images", 1)
+    assert distil(digits, distilled / "calls-2", tmp_path, *flags) == 0
+    assert weights(tmp_path).keys() == weights(distilled).keys()
+    assert VideoDiffusionPipeline.from_pretrained(tmp_path).generation_config["num_inference_steps"] == 1
+
+
+def test_guidance_stays_outside_where_the_range_is_1_to_1(digits, reference, tmp_path):
+    assert distil(digits, reference, tmp_path, "--guidance_range", 1, 1, "--max_steps", 2) == 0
+    assert weights(tmp_path).keys() == weights(reference).keys()
+
+
+def test_what_the_teacher_was_trained_on_is_the_default_and_flags_win(digits, reference, tmp_path):
+    data, args = parse_distillation(["--pretrained_model_name_or_path", str(reference)])
+    assert (data.num_frames, data.image_size, data.num_digits, data.num_images) == (3, 32, 1, 0)
+    assert data.digits == str(digits)
+    assert args.caption_dropout == 0.5
+    data, args = parse_distillation(flags_of(digits, reference, tmp_path, "--num_frames", 2, "--caption_dropout", 0))
+    assert (data.num_frames, args.caption_dropout) == (2, 0)
+    (tmp_path / "run.yaml").write_text(f"pretrained_model_name_or_path: {reference}\nnum_digits: 2\n")
+    assert parse_distillation(["--config", str(tmp_path / "run.yaml")])[0].num_digits == 2
+
+
+def test_the_scripts_dry_run_says_what_it_costs_and_writes_nothing(digits, reference, tmp_path, monkeypatch, capsys):
+    script = str(ROOT / "training" / "distill.py")
+    words = flags_of(digits, reference, tmp_path / "none", "--dry_run")
+    for flags, code in ((words, 0), ([*words, "--student_calls", "9"], 2)):
+        monkeypatch.setattr(sys, "argv", [script, *flags])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        assert ended.value.code == code
+    said = capsys.readouterr().out
+    for line in (
+        "seconds per step",
+        "GFLOP a clip",
+        "4 → 2 → 1 calls, 2 steps each",
+        "hours at the speed of the first",
+    ):
+        assert line in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_distils(digits, reference, tmp_path, capsys):
+    flags = flags_of(digits, reference, tmp_path, "--teacher_calls", 2, "--max_steps", 1, "--tracker", "none")
+    assert video_diffusion_command(["distill", *flags]) == 0
+    assert "Trained 1 steps" in capsys.readouterr().out
+    assert video_diffusion_command(["distill", "--studend_calls", "1"]) == 2
+    assert "distill: `--studend_calls` is no argument; the nearest name is --student_calls" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--student_calls", 8), "`student_calls` is 8, expected fewer than `teacher_calls`, 4"),
+        (("--guidance_range", 4, 1), r"`guidance_range` is [4.0, 1.0], expected the least scale first"),
+        (("--guidance_range", 0, 2), "`guidance_range` is [0.0, 2.0], expected two, each a number at least 1"),
+        (("--guidance_range", 2), "`guidance_range` is [2.0], expected two"),
+        (("--max_steps", 1), "`max_steps` is 1, expected one at least for each of 2 stages"),
+        (("--num_channels", 3), "`num_channels` is 3, expected"),
+        (("--pretrained_model_name_or_path", "moving-mmist"), "Did you mean moving-mnist?"),
+        (("--patch_size", 4), "`--patch_size` is no argument"),
+        (("--preset", "tiny-cpu"), "`--preset` is no argument"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(digits, reference, tmp_path, capsys, flags, message):
+    assert distil(digits, reference, tmp_path / "none", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def changed(folder, part, file, **values):
+    path = folder / part / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"prediction_type": "flow_prediction"}, "`prediction_type` is 'flow_prediction', expected one of"),
+        ({"_class_name": "DDPMScheduler"}, "whose scheduler is a DDPMScheduler, expected a VPContinuousScheduler"),
+    ],
+)
+def test_a_teacher_with_another_prediction_or_schedule_is_refused(
+    digits, reference, tmp_path, capsys, scheduler, message
+):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(reference, teacher, ignore=shutil.ignore_patterns("checkpoint-*", "logs"))
+    changed(teacher, "scheduler", "scheduler_config.json", **scheduler)
+    if "_class_name" in scheduler:
+        index = json.loads((teacher / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+        (teacher / "model_index.json").write_text(json.dumps(index))
+    assert distil(digits, teacher, tmp_path / "none") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_teacher_without_text_takes_no_guidance(digits, tmp_path, capsys):
+    teacher = VideoDiffusionPipeline(tiny_denoiser(in_channels=3), VPContinuousScheduler(prediction_type="sample"))
+    teacher.save_pretrained(tmp_path / "teacher")
+    flags = ("--image_size", 32, "--num_digits", 1, "--max_steps", 2)
+    assert distil(digits, tmp_path / "teacher", tmp_path / "none", *flags) == 2
+    assert "`guidance_range` is [1.0, 3.0], expected none: the teacher reads no text" in capsys.readouterr().err
+    words = flags_of(digits, tmp_path / "teacher", tmp_path / "run", *flags)
+    at = words.index("--guidance_range")
+    assert command.distill(words[:at] + words[at + 3 :]) == 0
+    assert "time_embedding.cond_proj.weight" not in weights(tmp_path / "run")
