@@ -269,7 +269,7 @@ function show(request, video, seconds) {
   $('clips').replaceChildren(...page.shown.figures)
   const names = clips.map(([name]) => name).join('; ')
   const took = seconds === undefined ? '' : `: ${seconds.toFixed(1)} s`
-  const how = `${request.frames} frames, ${request.steps} steps of dpm++, seed ${request.seed}${took}.`
+  const how = `${request.frames} frames, ${request.steps} steps of ${page.model.sampler}, seed ${request.seed}${took}.`
   say(`${names[0].toUpperCase()}${names.slice(1)}. ${how}`)
   $('gif').disabled = false
   $('python').textContent = python(request)
@@ -345,7 +345,7 @@ function python(request) {
     lines.push('from video_diffusion.data import MovingMNIST', '')
     lines.push(`clip = MovingMNIST(split="test", num_frames=${request.frames}, image_size=${size[0]}, seed=0).batch([${request.clip}])[0][..., None]`)
   }
-  lines.push('', `pipe = load_pipeline(${JSON.stringify(name)}, sampler="dpm++", dtype="float32")`, 'frames = pipe(')
+  lines.push('', `pipe = load_pipeline(${JSON.stringify(name)}, sampler="${page.model.sampler}", dtype="float32")`, 'frames = pipe(')
   if (request.kind === 'predict') lines.push(`    video=clip[:${count}],`)
   if (request.kind === 'interpolate') {
     lines.push(`    video=clip[[*range(${count}), *range(-${count}, 0)]],`)

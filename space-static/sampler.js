@@ -1,4 +1,4 @@
-// Noise as PyTorch draws it, the tokens of a text, and the loop of DPM-Solver++ (2M) over the exported table.
+// Noise as PyTorch draws it, the tokens of a text, and the loop of DPM-Solver++ (2M) or DDIM over the exported table.
 
 /** PyTorch's generator on the CPU: MT19937, Matsumoto and Nishimura 1998. */
 class Twister {
@@ -121,7 +121,8 @@ export function agrees(output, { stride, values }, close) {
  * From noise to a clip.
  *
  * `predict(z, t)` gives the network's output; `row` is the part of the table for a number of calls; `rule` says what
- * the network predicts and whether clips are held in [-1, 1]; `report(done, total)` is told each step.
+ * the network predicts, whether clips are held in [-1, 1], and the solver's order: 2, or 1 for DDIM; `report(done,
+ * total)` is told each step.
  */
 export async function solve(predict, row, rule, noise, report = () => {}) {
   const { alpha, sigma, logsnr_half: half, timesteps } = row
@@ -132,7 +133,7 @@ export async function solve(predict, row, rule, noise, report = () => {}) {
     const last = half[i + 1] === null
     const keep = sigma[i + 1] / sigma[i]
     const add = -alpha[i + 1] * (last ? -1 : Math.expm1(half[i] - half[i + 1]))
-    const ahead = before && !last ? (half[i + 1] - half[i]) / (2 * (half[i] - half[i - 1])) : 0
+    const ahead = before && !last && rule.solver_order === 2 ? (half[i + 1] - half[i]) / (2 * (half[i] - half[i - 1])) : 0
     const next = new Float32Array(z.length)
     for (let j = 0; j < z.length; j++) {
       const guess = ahead ? clip[j] + ahead * (clip[j] - before[j]) : clip[j]

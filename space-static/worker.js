@@ -139,9 +139,9 @@ function spread(given, places, shape) {
   return known
 }
 
-/** The network as a function of z and t, with text and its guidance. */
+/** The network as a function of z and t, with text and its guidance: by a second side, or as an input where it reads it. */
 function predictor(shape, known, places, prompt, follow) {
-  const sides = follow > 1 ? ['', prompt] : [prompt]
+  const sides = follow > 1 && !model.reads_guidance ? ['', prompt] : [prompt]
   return async (z, t) => {
     const input = networkInput(z, known, places, shape)
     const both = new Float32Array(input.length * sides.length)
@@ -151,6 +151,7 @@ function predictor(shape, known, places, prompt, follow) {
       sample: new ort.Tensor('float32', both, dims),
       timestep: new ort.Tensor('float32', new Float32Array(sides.length).fill(t), [sides.length]),
       ...(await textInputs(sides)),
+      ...(model.reads_guidance && { guidance_scale: new ort.Tensor('float32', [Math.max(follow, 1)], [1]) }),
     }
     const { out_sample: answer } = await unet.run(feed)
     const output = await answer.getData()

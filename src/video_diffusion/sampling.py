@@ -104,7 +104,8 @@ def load_pipeline(
 
     Args:
         model: an embedded model's name, a folder or a Hub id.
-        sampler: one of `SAMPLERS`; None: that of the model's generation config, else ancestral.
+        sampler: one of `SAMPLERS`; None: that of the model's generation config, else ancestral, which stands for the
+            model's own: DDIM for one that was distilled.
         gamma: of the ancestral sampler, 0 to 1, which it then is; None: the model's own.
         device: as PyTorch names it; None: the fastest there is.
         dtype: of the network's weights, one of `DTYPES`; "auto": see `fast_dtype`. The text encoder keeps its own.
@@ -175,13 +176,17 @@ def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
     if not isinstance(scheduler, VPContinuousScheduler):
         raise ValueError(f"The model's scheduler is a {type(scheduler).__name__}: expected no `--sampler`, `--gamma`.")
     if solver is None:
+        if scheduler.config.deterministic:
+            raise ValueError(f"`gamma` is {gamma}, expected None: the model's sampler is deterministic.")
         return VPContinuousScheduler.from_config(scheduler.config, gamma=gamma)
     return scheduler.as_diffusers(getattr(diffusers, solver))
 
 
 def sampler_name(pipeline: "VideoDiffusionPipeline") -> str:
-    """The name that `SAMPLERS` has for a pipeline's scheduler; ancestral for its own, whatever that is."""
+    """The name that `SAMPLERS` has for a pipeline's scheduler; ancestral for its own, but ddim without noise."""
     solver = type(pipeline.scheduler).__name__
+    if pipeline.scheduler.config.get("deterministic"):
+        solver = SOLVERS["ddim"]
     return next((name for name, stock in SAMPLERS.items() if stock == solver), OWN_SAMPLER)
 
 

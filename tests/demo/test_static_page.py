@@ -26,6 +26,7 @@ from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, write_gif
 from video_diffusion.demo.static import file_server
 from video_diffusion.hub.browser import export_page
+from video_diffusion.hub.onnx import sampler_table
 from video_diffusion.training.text import small_bert
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -301,6 +302,27 @@ def test_noise_and_tokens_are_those_of_python(pipeline, url, visit):
     for text, found in zip(texts, ids, strict=True):
         tokens = pipeline.tokenizer(text, padding="max_length", max_length=length)
         assert found == [tokens["input_ids"], tokens["attention_mask"]]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_loop_is_that_of_the_models_sampler(pipeline, url, visit, deterministic):
+    scheduler = VPContinuousScheduler(prediction_type="sample", shift=2.0, deterministic=deterministic)
+    rule = sampler_table(VideoDiffusionPipeline(pipeline.unet, scheduler), (3,))
+    noise = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    solver = scheduler if deterministic else scheduler.as_diffusers(DPMSolverMultistepScheduler)
+    solver.set_timesteps(3)
+    z = noise
+    for t in solver.timesteps:
+        z = solver.step(torch.tanh(0.5 * z + t / 1000), t, z, return_dict=False)[0]
+    made = visit(url).evaluate(
+        """async ([rule, noise]) => {
+          const {solve} = await import('./sampler.js')
+          const network = async (z, t) => z.map(value => Math.tanh(0.5 * value + t / 1000))
+          return [...await solve(network, rule.steps[3], rule, noise)]
+        }""",
+        [rule, noise.flatten().tolist()],
+    )
+    np.testing.assert_allclose(made, z.flatten().numpy(), atol=2e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

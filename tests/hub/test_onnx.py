@@ -13,7 +13,10 @@ from denoisers import TRANSFORMER
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.hub.onnx import export_onnx, sampler_table
+from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.training.text import small_bert
+
+SMALL = TRANSFORMER | {"transformer_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,41 @@ def test_a_loop_over_the_table_is_the_loop_of_diffusers(pipeline, exported, call
     np.testing.assert_allclose(z, x.numpy(), atol=1e-5)
 
 
+def test_a_distilled_model_is_exported_with_its_guidance_and_its_step(make_denoiser, tmp_path):
+    reading = {"cross_attention_dim": 8, "cross_attention_every": 1, "time_cond_proj_dim": 16}
+    network = make_denoiser(in_channels=3, **reading, **SMALL)
+    scheduler = VPContinuousScheduler(shift=2.0, prediction_type="sample", deterministic=True)
+    files = export_onnx(VideoDiffusionPipeline(network, scheduler), tmp_path, calls=(4,))
+    generator = torch.Generator().manual_seed(0)
+    feed = {"sample": torch.randn(2, 3, 3, 16, 16, generator=generator), "timestep": torch.tensor([900.0, 250.0])}
+    feed |= {"encoder_hidden_states": torch.randn(2, 5, 8, generator=generator)}
+    feed |= {"attention_mask": torch.ones(2, 5, dtype=torch.bool)}
+    scale = torch.tensor([1.0, 3.5])
+    with torch.no_grad():
+        expected = network(**feed, timestep_cond=guidance_embedding(scale, 16)).sample
+        other = network(**feed, timestep_cond=guidance_embedding(scale + 1, 16)).sample
+    feed["guidance_scale"] = scale
+    made = session(files["unet"]).run(None, {name: value.numpy() for name, value in feed.items()})[0]
+    np.testing.assert_allclose(made, expected.numpy(), atol=5e-3)
+    assert np.abs(made - other.numpy()).max() > 0.02
+    table = json.loads(files["sampler"].read_text())
+    assert (table["solver_order"], table["reads_guidance"]) == (1, True)
+    row = table["steps"]["4"]
+    assert row["timesteps"] == [1000, 750, 500, 250]
+    scheduler.set_timesteps(4)
+    x = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    z = x.numpy()
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(torch.tanh(0.5 * x + t / 1000), t, x, return_dict=False)[0]
+        half, alpha, sigma = row["logsnr_half"], row["alpha"], row["sigma"]
+        shrink = -1.0 if half[i + 1] is None else np.expm1(half[i] - half[i + 1])
+        z = sigma[i + 1] / sigma[i] * z - alpha[i + 1] * shrink * np.tanh(0.5 * z + row["timesteps"][i] / 1000)
+    np.testing.assert_allclose(z, x.numpy(), atol=2e-4)  # ours ends at λ = 20, the table at infinity
+
+
 def test_the_table_says_what_a_loop_must_know(pipeline):
     table = sampler_table(pipeline, (4,))
+    assert (table["solver_order"], table["reads_guidance"]) == (2, False)
     assert (table["prediction_type"], table["in_channels"], table["out_channels"]) == ("sample", 3, 1)
     assert len(table["steps"]["4"]["timesteps"]) == 4
     assert table["steps"]["4"]["logsnr_half"][-1] is None
@@ -105,7 +141,7 @@ def test_another_scheduler_is_refused(pipeline, tmp_path):
 
 
 def test_the_command_exports_a_model_whatever_its_usual_sampler(tmp_path, make_denoiser, capsys):
-    network = make_denoiser(in_channels=3, **TRANSFORMER | {"transformer_layers": 1})
+    network = make_denoiser(in_channels=3, **SMALL)
     pipeline = VideoDiffusionPipeline(network, VPContinuousScheduler())
     pipeline.generation_config = {"sampler": "dpm++"}
     pipeline.save_pretrained(tmp_path / "tiny")

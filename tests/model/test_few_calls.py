@@ -7,8 +7,11 @@ from diffusers import DDIMScheduler, LatentConsistencyModelPipeline
 from denoisers import tiny_denoiser, tiny_text
 from oracle import Gaussian, sampled_moments
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
+from video_diffusion.demo.studio import Studio
+from video_diffusion.hub.browser import describe
 from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.model.scheduler import alpha_sigma, ddim_coefficients
+from video_diffusion.sampling import choose_sampler, sampler_name
 
 SCHEDULES = ("cosine", "linear", "linear_beta")
 GAUSSIAN = Gaussian()
@@ -174,3 +177,23 @@ def test_it_is_saved_and_loaded_with_its_step(distilled, tmp_path):
     loaded = VideoDiffusionPipeline.from_pretrained(tmp_path)
     assert loaded.scheduler.config.deterministic is True
     assert torch.equal(run(loaded, guidance_scale=4.0), run(distilled, guidance_scale=4.0))
+
+
+def test_its_sampler_is_called_ddim_and_takes_no_gamma(distilled):
+    assert sampler_name(distilled) == "ddim"
+    assert choose_sampler(distilled.scheduler, "ancestral", None) is distilled.scheduler
+    with pytest.raises(ValueError, match=r"`gamma` is 0.5, expected None: the model's sampler is deterministic"):
+        choose_sampler(distilled.scheduler, "ancestral", 0.5)
+
+
+def test_the_demo_offers_no_other_sampler(distilled):
+    studio = Studio(distilled)
+    assert (studio.samplers, studio.gamma) == (("ancestral",), None)
+
+
+def test_the_page_in_the_browser_begins_with_its_calls(distilled):
+    distilled.generation_config = {"num_inference_steps": 3}
+    about = describe(distilled, "few")
+    assert (about["usual"]["calls"], about["sampler"], about["reads_guidance"]) == (3, "ancestral", True)
+    assert "3" in about["steps"]
+    distilled.generation_config = {}

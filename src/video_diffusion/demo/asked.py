@@ -109,7 +109,7 @@ def call_options(asked: Asked, replaces: bool) -> dict[str, Any]:
     return options | {"history_guidance_scale": settings.history}
 
 
-def python_code(asked: Asked, options: Mapping[str, Any], model: str, size: int) -> str:
+def python_code(asked: Asked, options: Mapping[str, Any], model: str, size: int, gamma: float | None) -> str:
     """A program that makes the same clips.
 
     Args:
@@ -117,16 +117,17 @@ def python_code(asked: Asked, options: Mapping[str, Any], model: str, size: int)
         options: of `call_options`.
         model: as `load_pipeline` takes it.
         size: of a frame, in pixels.
+        gamma: of the model; None where its sampler has none.
     """
     settings, given = asked.settings, asked.kind != CREATE
-    gamma = f", gamma={settings.gamma:g}" if settings.sampler == OWN_SAMPLER else ""
+    noise = f", gamma={settings.gamma:g}" if settings.sampler == OWN_SAMPLER and gamma is not None else ""
     seeds = f"range({settings.seed}, {settings.seed + settings.clips})"
     lines = [
         "import torch",
         "from video_diffusion.sampling import load_pipeline",
         *(given_frames(asked, size) if given else []),
         "",
-        f"pipe = load_pipeline({model!r}, sampler={settings.sampler!r}{gamma})",
+        f"pipe = load_pipeline({model!r}, sampler={settings.sampler!r}{noise})",
         "frames = pipe(",
         *([f"    video=clip[{known_places(asked)}],", f"    frame_indices={asked.places},"] if given else []),
         *(f"    {name}={value!r}," for name, value in options.items()),

@@ -89,8 +89,9 @@ class Studio:
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        """The samplers that this model has; a scheduler that is not ours has no other beside it."""
-        return tuple(SAMPLERS) if isinstance(self.scheduler, VPContinuousScheduler) else (OWN_SAMPLER,)
+        """The samplers that this model has: its own alone, if it is not our scheduler or was distilled for it."""
+        ours = isinstance(self.scheduler, VPContinuousScheduler) and not self.scheduler.config.deterministic
+        return tuple(SAMPLERS) if ours else (OWN_SAMPLER,)
 
     @property
     def gamma(self) -> float | None:
@@ -229,7 +230,7 @@ class Studio:
             for file in self.results.popleft():
                 file.unlink(missing_ok=True)
         summary = summarise(asked, list(videos), seconds)
-        code = python_code(asked, self.options(asked), self.model, self.height)
+        code = python_code(asked, self.options(asked), self.model, self.height, self.gamma)
         return Result(str(shown), str(gif), str(mp4), str(sheet), summary, asked.query, code)
 
     def videos(self, asked: Asked, clips: Clip) -> dict[str, Clip]:

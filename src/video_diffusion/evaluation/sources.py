@@ -21,7 +21,7 @@ from video_diffusion.data.video_io import resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
 from video_diffusion.model.windows import Window, plan_windows
-from video_diffusion.sampling import OWN_SAMPLER, frame_size, load_pipeline
+from video_diffusion.sampling import frame_size, load_pipeline, sampler_name
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -354,13 +354,12 @@ def open_source(
         "weights": weights_digest(folder),
     }
     pipeline = load_pipeline(str(folder), sampler, gamma, device, dtype)
-    own = OWN_SAMPLER if gamma is not None else pipeline.generation_config.get("sampler", OWN_SAMPLER)
     return PipelineSource(
         pipeline,
         identity,
         steps=steps or pipeline.generation_config.get("num_inference_steps", 50),
         seed=seed,
-        sampler=sampler or own,
+        sampler=sampler_name(pipeline),
         batch_size=batch_size,
         history_guidance=history_guidance,
     )

@@ -23,6 +23,7 @@ import torch
 from video_diffusion.hub.folder import PACKAGE
 from video_diffusion.hub.onnx import check_exportable, export_onnx, sampler_table
 from video_diffusion.hub.transfer import Destination, upload
+from video_diffusion.sampling import OWN_SAMPLER
 
 if TYPE_CHECKING:
     from video_diffusion.data.video_io import Clip
@@ -72,13 +73,14 @@ def export_page(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"`out` is {out}, expected a folder that is new or empty.")
-    check_exportable(pipeline, CALLS)
+    calls = table_calls(pipeline)
+    check_exportable(pipeline, calls)
     text = None if pipeline.text_encoder is None else read_tokenizer(pipeline.tokenizer, pipeline.text_encoder)
     runtime = fetch_runtime()
     shutil.copytree(next(page for page in PAGES if (page / "index.html").is_file()), out, dirs_exist_ok=True)
     for file in RUNTIME_FILES:
         shutil.copyfile(runtime / file, out / "ort" / file)
-    graphs = export_onnx(pipeline, out / "model", CALLS)
+    graphs = export_onnx(pipeline, out / "model", calls)
     graphs.pop("sampler").unlink()
     about = describe(pipeline, name) | {"text": text, "bytes": {f.name: f.stat().st_size for f in graphs.values()}}
     square, reads = about["size"][0] == about["size"][1], about["in_channels"] > about["out_channels"]
@@ -94,17 +96,38 @@ def describe(pipeline: "VideoDiffusionPipeline", name: str) -> dict[str, Any]:
 
     config = pipeline.unet.config
     trained, height, width = resolve_shape(pipeline, config.get("num_frames") or USUAL_FRAMES)
-    return sampler_table(pipeline, CALLS) | {
+    return sampler_table(pipeline, table_calls(pipeline)) | {
         "name": name,
+        "sampler": sampler_of(pipeline),
         "num_frames": trained,
         "size": [height, width],
         "text_width": config.get("cross_attention_dim"),
         "follow": max(pipeline.generation_config.get("guidance_scale", FOLLOW), 1.0),
-        "usual": {"calls": USUAL_CALLS, "frames": min(USUAL_FRAMES, trained), "given": min(USUAL_GIVEN, trained - 1)},
+        "usual": {
+            "calls": usual_calls(pipeline),
+            "frames": min(USUAL_FRAMES, trained),
+            "given": min(USUAL_GIVEN, trained - 1),
+        },
         "probe": probe(pipeline, height, width),
         "clips": 0,
         "example": None,
     }
+
+
+def usual_calls(pipeline: "VideoDiffusionPipeline") -> int:
+    """The number of network calls that the page begins with: few, and for a model distilled to few its own."""
+    asked = pipeline.generation_config.get("num_inference_steps", USUAL_CALLS)
+    return asked if pipeline.scheduler.config.deterministic else USUAL_CALLS
+
+
+def sampler_of(pipeline: "VideoDiffusionPipeline") -> str:
+    """What the page's sampler is called in Python: DPM-Solver++; for a model distilled to few calls its own."""
+    return OWN_SAMPLER if pipeline.scheduler.config.deterministic else "dpm++"
+
+
+def table_calls(pipeline: "VideoDiffusionPipeline") -> list[int]:
+    """The numbers of network calls that can be chosen on the page."""
+    return sorted({*CALLS, usual_calls(pipeline)})
 
 
 def read_tokenizer(tokenizer: Any, encoder: Any) -> dict[str, Any]:
@@ -130,25 +153,23 @@ def read_tokenizer(tokenizer: Any, encoder: Any) -> dict[str, Any]:
 @torch.no_grad()
 def probe(pipeline: "VideoDiffusionPipeline", height: int, width: int) -> dict[str, Any]:
     """Every so many values of the network's output for noise of seed 0, without text and without given frames."""
-    from video_diffusion.model.guidance import model_input
+    from video_diffusion.model.guidance import Conditions, network
 
     config = pipeline.unet.config
     z = torch.randn(1, config.out_channels, PROBE_FRAMES, height, width, generator=torch.Generator().manual_seed(0))
     unread = torch.zeros(1, PROBE_FRAMES, dtype=torch.bool)
-    sample = model_input(z, torch.zeros_like(z), unread, config.in_channels)
     text, _ = pipeline.encode_prompt(None, do_classifier_free_guidance=False)
-    output = pipeline.unet(sample, torch.tensor([PROBE_TIME]), encoder_hidden_states=text, return_dict=False)[0]
-    values = output.flatten()
+    nothing = Conditions(torch.zeros_like(z), unread[None, :, :, None, None], unread, text)
+    values = network(pipeline.unet, pipeline.scheduler)(z, torch.tensor(PROBE_TIME), nothing)[0].flatten()
     found = [float(values[i * STRIDE % len(values)]) for i in range(PROBED)]
     return {"frames": PROBE_FRAMES, "time": PROBE_TIME, "stride": STRIDE, "values": found}
 
 
 def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, Any]:
     """Writes test clips as `clips.png` and a finished one as `example.png`, a row for each; says what they are."""
-    from diffusers import DPMSolverMultistepScheduler
-
     from video_diffusion.data import MovingMNIST
     from video_diffusion.data.video_io import to_channels, to_uint8
+    from video_diffusion.sampling import choose_sampler
 
     trained, size = pipeline.unet.config.get("num_frames") or USUAL_FRAMES, pipeline.unet.config.sample_size
     size = size if isinstance(size, int) else size[0]
@@ -156,15 +177,15 @@ def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, A
     clips = MovingMNIST(split="test", num_frames=trained, image_size=size, seed=0).batch(np.arange(TEST_CLIPS))
     write_rows(clips[..., None], folder / "clips.png")
     frames, given = min(USUAL_FRAMES, trained), min(USUAL_GIVEN, trained - 1)
-    given = min(given, frames - 1)
+    given, calls = min(given, frames - 1), usual_calls(pipeline)
     scheduler = pipeline.scheduler
-    pipeline.scheduler = scheduler.as_diffusers(DPMSolverMultistepScheduler)
+    pipeline.scheduler = choose_sampler(scheduler, sampler_of(pipeline), None)
     try:
         pipeline.set_progress_bar_config(disable=True)
         made: Any = pipeline(
             video=to_channels(clips[EXAMPLE][:given, ..., None], channels),
             num_frames=frames,
-            num_inference_steps=USUAL_CALLS,
+            num_inference_steps=calls,
             history_guidance_scale=1.0,
             generator=torch.Generator().manual_seed(0),
             output_type="np",
@@ -172,7 +193,7 @@ def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, A
     finally:
         pipeline.scheduler = scheduler
     write_rows(to_uint8(made.frames), folder / "example.png")
-    example = {"kind": "predict", "frames": frames, "clip": EXAMPLE, "given": given, "steps": USUAL_CALLS, "seed": 0}
+    example = {"kind": "predict", "frames": frames, "clip": EXAMPLE, "given": given, "steps": calls, "seed": 0}
     return {"clips": TEST_CLIPS, "clip_frames": trained, "example": example}
 
 

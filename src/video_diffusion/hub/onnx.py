@@ -7,6 +7,7 @@ Weights are stored in half precision and used in single precision.
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from video_diffusion.model.guidance import guidance_embedding, reads_guidance
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -29,17 +32,20 @@ class Denoiser(nn.Module):
 
     Args:
         unet: the network.
-        reads: whether it reads text.
+        names: of the inputs, in their order.
     """
 
-    def __init__(self, unet: nn.Module, reads: bool) -> None:
+    def __init__(self, unet: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.unet, self.reads = unet, reads
+        self.unet, self.names = unet, names
 
-    def forward(self, sample: Tensor, timestep: Tensor, *text: Tensor) -> Tensor:
-        """`[B, C, F, H, W]`, `[B]` and, for a network that reads, states `[B, L, D]` and a mask `[B, L]`."""
-        options = dict(zip(("encoder_hidden_states", "attention_mask"), text, strict=False))
-        return self.unet(sample, timestep, **options, return_dict=False)[0]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """`[B, C, F, H, W]`, `[B]` and what else the network reads; see `export_onnx`."""
+        options = dict(zip(self.names, inputs, strict=True))
+        if "guidance_scale" in options:
+            width: int = self.unet.config.time_cond_proj_dim  # type: ignore[union-attr, assignment]
+            options["timestep_cond"] = guidance_embedding(options.pop("guidance_scale"), width)
+        return self.unet(**options, return_dict=False)[0]
 
 
 class TextEncoder(nn.Module):
@@ -58,6 +64,10 @@ def export_onnx(
     pipeline: "VideoDiffusionPipeline", out: str | os.PathLike[str], calls: Sequence[int] = CALLS
 ) -> dict[str, Path]:
     """Writes the networks of a pipeline as ONNX graphs and its sampler as a table.
+
+    The inputs of `unet.onnx` are `sample` `[B, C, F, H, W]`, `timestep` `[B]`, for a network that reads text
+    `encoder_hidden_states` `[B, L, D]` and `attention_mask` `[B, L]`, and for one that was distilled with its guidance
+    `guidance_scale` `[B]`.
 
     Args:
         pipeline: without a VAE, its scheduler a `VPContinuousScheduler`.
@@ -86,9 +96,12 @@ def export_onnx(
         inputs = (*inputs, torch.zeros(2, 4, width), torch.ones(2, 4, dtype=torch.bool))
         names += ["encoder_hidden_states", "attention_mask"]
         shapes += [{0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}]
+    if reads_guidance(unet):
+        inputs = (*inputs, torch.tensor([1.0, 4.0]))
+        names += ["guidance_scale"]
+        shapes += [{0: dynamic}]
     files = {"unet": out / "unet.onnx"}
-    dynamics = (*shapes[:2], *([tuple(shapes[2:])] if width is not None else []))
-    _write(Denoiser(unet, width is not None), inputs, names, dynamics, "out_sample", files["unet"])
+    _write(Denoiser(unet, names), inputs, names, (tuple(shapes),), "out_sample", files["unet"])
     if pipeline.text_encoder is not None:
         files["text_encoder"] = out / "text_encoder.onnx"
         tokens = (torch.ones(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.long))
@@ -126,34 +139,44 @@ def sampler_table(pipeline: "VideoDiffusionPipeline", calls: Sequence[int] = CAL
     """The rows of DPM-Solver++ 2M on the model's schedule, and what a loop must know beside them.
 
     Returns:
-        `prediction_type`, `clip_sample` (whether x̂ is held in [-1, 1]), the shape of a clip, and `steps`: for each
-        number of calls n the n `timesteps` and, at these and at the end, n + 1 `alpha`, `sigma` and `logsnr_half`
-        (λ/2 = log α/σ, null at the end, where it is infinite).
+        `solver_order`: 2, or 1 for a model whose scheduler is `deterministic`: then the loop leaves the last x̂ out,
+        which makes it DDIM's; `reads_guidance`: whether the scale of guidance is an input; `prediction_type`,
+        `clip_sample` (whether x̂ is held in [-1, 1]), the shape of a clip, and `steps`: for each number of calls n its
+        `timesteps` and, at these and at the end, n + 1 `alpha`, `sigma` and `logsnr_half` (λ/2 = log α/σ, null at the
+        end, where it is infinite).
     """
-    from diffusers import DPMSolverMultistepScheduler
-
     scheduler, config = pipeline.scheduler, pipeline.unet.config
-    rows: dict[str, Any] = {}
-    for n in calls:
-        solver: Any = scheduler.as_diffusers(DPMSolverMultistepScheduler)
-        solver.set_timesteps(n)
-        sigmas = solver.sigmas.double().numpy()  # σ/α, as diffusers keeps them
-        alpha = 1 / np.sqrt(1 + sigmas**2)
-        half = [None if s == 0 else float(-np.log(s)) for s in sigmas]
-        rows[str(n)] = {
-            "timesteps": [float(t) for t in solver.timesteps],
-            "alpha": alpha.tolist(),
-            "sigma": (sigmas * alpha).tolist(),
-            "logsnr_half": half,
-        }
     return {
+        "solver_order": 1 if scheduler.config.deterministic else 2,
+        "reads_guidance": reads_guidance(pipeline.unet),
         "prediction_type": scheduler.config.prediction_type,
         "clip_sample": bool(scheduler.config.clip_sample),
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "num_frames": config.get("num_frames"),
         "sample_size": config.sample_size,
-        "steps": rows,
+        "steps": {str(n): _row(scheduler, n) for n in calls},
+    }
+
+
+def _row(scheduler: Any, calls: int) -> dict[str, list[Any]]:
+    """The numbers of a loop of so many calls."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    if scheduler.config.deterministic:  # its own times, k/n: where its network was trained
+        times = [1 - i / calls for i in range(calls)]
+        half = [scheduler.logsnr(torch.tensor(t, dtype=torch.float64)).item() / 2 for t in times]
+        timesteps = [t * scheduler.config.num_train_timesteps for t in times]
+    else:
+        solver: Any = scheduler.as_diffusers(DPMSolverMultistepScheduler)
+        solver.set_timesteps(calls)
+        half = [-math.log(s) for s in solver.sigmas.tolist()[:-1]]  # σ/α, as diffusers keeps them
+        timesteps = solver.timesteps.tolist()
+    return {
+        "timesteps": [float(t) for t in timesteps],
+        "alpha": [*(1 / math.sqrt(1 + math.exp(-2 * h)) for h in half), 1.0],
+        "sigma": [*(1 / math.sqrt(1 + math.exp(2 * h)) for h in half), 0.0],
+        "logsnr_half": [*half, None],
     }
 
 
