@@ -213,18 +213,15 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         kwargs = hub.check_options(kwargs)
         folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
-        own = {
-            name: hub.load_component(folder, name, class_name, kwargs)
-            for name, class_name in hub.own_components(folder).items()
-            if name not in kwargs
-        }
+        components, generation_config = hub.read_folder(folder, kwargs)
+        own = {name: hub.load_component(folder, name, kind, kwargs) for name, kind in components.items()}
         try:
             pipeline = super().from_pretrained(str(folder), **own, **kwargs)
-        except (AttributeError, LookupError, TypeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(f"{folder} holds a component whose files are broken: {error}") from error
         hub.spread(pipeline, own)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        pipeline.generation_config = hub.read_generation_config(folder)
+        pipeline.generation_config = generation_config
         return pipeline
 
     @classmethod
@@ -275,6 +272,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         else:
             file.unlink(missing_ok=True)
         forget_origin(Path(save_directory))
+        seal(Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads weights, code and card in one commit; options as in `video_diffusion.hub.publish.push_pipeline`.
@@ -897,6 +895,16 @@ def hook_names(module: torch.nn.Module) -> list[str]:
 def has_cache(unet: torch.nn.Module) -> bool:
     """Whether `enable_cache` is on: one step of the network then depends on earlier ones."""
     return any(name in CACHES for module in unet.modules() for name in hook_names(module))
+
+
+def seal(folder: Path) -> None:
+    """Writes down the digest of each file that is loaded, where the package is there; else an old list goes away."""
+    try:
+        import video_diffusion.hub.integrity as integrity
+    except ImportError:
+        (folder / "manifest.json").unlink(missing_ok=True)
+    else:
+        integrity.seal_pipeline(folder)
 
 
 def forget_origin(folder: Path) -> None:
