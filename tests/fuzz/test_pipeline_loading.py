@@ -86,7 +86,9 @@ def test_json_that_was_tampered_with_is_refused_by_file_and_key_or_loads(folder)
         (folder / name).write_bytes(data)
         start = time.thread_time()
         try:
-            read_folder(folder, {} if "/" in name else {"unet": None, "scheduler": None})  # what has not changed: no look
+            read_folder(
+                folder, {} if "/" in name else {"unet": None, "scheduler": None}
+            )  # what has not changed: no look
             passed += 1
             if passed % 10 == 0:
                 VideoDiffusionPipeline.from_pretrained(folder)
@@ -111,8 +113,16 @@ def test_every_number_of_our_configs_has_a_range(component):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("block_out_channels", [10**9, 10**9], "`block_out_channels` = [1000000000, 1000000000], expected 1 to 1048576"),
-        ("block_out_channels", [2**20, 2**20], "asks for time_embedding.linear_1.weight of shape (4194304, 1048576), but the weights"),
+        (
+            "block_out_channels",
+            [10**9, 10**9],
+            "`block_out_channels` = [1000000000, 1000000000], expected 1 to 1048576",
+        ),
+        (
+            "block_out_channels",
+            [2**20, 2**20],
+            "asks for time_embedding.linear_1.weight of shape (4194304, 1048576), but the weights",
+        ),
         ("block_out_channels", [8] * 1000, "`block_out_channels` with 1000 items, expected at most 64"),
         ("layers_per_block", 10**9, "`layers_per_block` = 1000000000, expected 0 to 1000"),
         ("sample_size", 10**9, "`sample_size` = 1000000000, expected 1 to 65536"),
@@ -140,7 +150,10 @@ def test_a_value_that_would_fill_the_memory_is_refused_before_that(folder, key, 
     ("entry", "said"),
     [
         (["os", "system"], "has unet = ['os', 'system'], expected a class with `from_pretrained`"),
-        (["antigravity", "geohash"], "expected a class with `from_pretrained` of diffusers, transformers or of a library"),
+        (
+            ["antigravity", "geohash"],
+            "expected a class with `from_pretrained` of diffusers, transformers or of a library",
+        ),
         ("VideoUNet3DConditionModel", "has unet = 'VideoUNet3DConditionModel', expected a library and a class"),
         ([None, None], "has unet = [None, None], expected a library and a class"),
     ],

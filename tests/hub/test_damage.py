@@ -14,7 +14,7 @@ from video_diffusion.hub.folder import export_folder
 from video_diffusion.hub.integrity import MANIFEST, seal_pipeline, verify_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-FLIPS = 2  # a file
+FLIPS = 1  # a file; each costs a loading
 
 
 def make(seed, gamma, words):
@@ -74,6 +74,8 @@ def test_each_file_damaged_in_each_way_is_said_or_changes_nothing(harm, exports,
     for name in files * (FLIPS if harm is flip else 1):
         shutil.copytree(exports[0], folder)
         harm(folder / name, exports[1] / name, rng)
+        if same := (folder / name).is_file() and (folder / name).read_bytes() == (exports[0] / name).read_bytes():
+            assert harm is swap, name  # no harm: this file is the same in both
         caplog.clear()
         try:
             got = clips(folder)
@@ -82,7 +84,7 @@ def test_each_file_damaged_in_each_way_is_said_or_changes_nothing(harm, exports,
         else:
             if not torch.equal(got, expected):
                 assert name in caplog.text, (name, "other clips without a word")
-            elif name not in caplog.text:
+            elif name not in caplog.text and not same:
                 unseen.append(name)
         shutil.rmtree(folder)
     assert all(name.endswith(".py") or name == MANIFEST for name in unseen), unseen
@@ -91,7 +93,9 @@ def test_each_file_damaged_in_each_way_is_said_or_changes_nothing(harm, exports,
 def test_weights_that_were_changed_are_refused_with_what_to_do(folder):
     weights = load_file(folder / WEIGHTS)
     save_file({name: value + 1e-6 for name, value in weights.items()}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"was changed since the pipeline was saved .*Fetch or make it again") as caught:
+    with pytest.raises(
+        ValueError, match=r"was changed since the pipeline was saved .*Fetch or make it again"
+    ) as caught:
         VideoDiffusionPipeline.from_pretrained(folder)
     assert f"{folder / WEIGHTS} was changed" in str(caught.value)
     assert f"on purpose, remove {folder / MANIFEST} or save the pipeline again" in str(caught.value)
@@ -130,4 +134,7 @@ def test_a_manifest_names_what_is_read_and_nothing_outside_of_the_folder(folder,
     }
     (folder / MANIFEST).write_text(json.dumps({"files": {"../../etc/passwd": "0"}, "sha256": ""}))
     VideoDiffusionPipeline.from_pretrained(folder)
-    assert f"{folder}: {MANIFEST} is another's, or was changed, so that damage to its files would not be seen" in caplog.text
+    assert (
+        f"{folder}: {MANIFEST} is another's, or was changed, so that damage to its files would not be seen"
+        in caplog.text
+    )

@@ -1,4 +1,4 @@
-"""The JSON files of a pipeline's folder: types, ranges and names are checked before a weight is read or memory asked."""
+"""The JSON files of a pipeline's folder: types, ranges and names, checked before a weight is read."""
 
 import json
 import math
@@ -50,7 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of every number in our configs; be
 }
 
 
-# -------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------------------- reading
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file that holds a dict; raises ValueError, naming it, where it does not."""
     try:
@@ -95,18 +95,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: {error}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------ the index
+# ----------------------------------------------------------------------------------------------------------- the index
 def check_index(index: Mapping[str, Any]) -> None:
     """Refuses a `model_index.json` whose names would lead out of its folder or to what is no component.
 
     Raises:
         ValueError: naming the entry.
     """
-    kind, version = index.get("_class_name"), index.get("_diffusers_version", "")
-    if not (isinstance(kind, str) and kind) and not _is_pair(kind):
-        raise ValueError(f"{INDEX} has `_class_name` = {shown(kind)}, expected the name of a class.")
-    if not isinstance(version, str):
-        raise ValueError(f"{INDEX} has `_diffusers_version` = {shown(version)}, expected a string.")
     for name, entry in index.items():
         if name.startswith("_") or (name not in NEEDED + OPTIONAL and not isinstance(entry, list)):
             continue
@@ -123,6 +118,11 @@ def check_index(index: Mapping[str, Any]) -> None:
                 f"{INDEX} has {name} = {shown(entry)}, expected a class with `from_pretrained` of "
                 f"{', '.join(LIBRARIES)} or of a library that this program has imported."
             )
+    kind, version = index.get("_class_name"), index.get("_diffusers_version", "")
+    if not (isinstance(kind, str) and kind) and not _is_pair(kind):
+        raise ValueError(f"{INDEX} has `_class_name` = {shown(kind)}, expected the name of a class.")
+    if not isinstance(version, str):
+        raise ValueError(f"{INDEX} has `_diffusers_version` = {shown(version)}, expected a string.")
 
 
 def check_components(index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -153,7 +153,7 @@ def _is_loadable(library: str, name: str) -> bool:
     return isinstance(found, type) and hasattr(found, "from_pretrained")
 
 
-# ---------------------------------------------------------------------------------------------------------- our configs
+# --------------------------------------------------------------------------------------------------------- our configs
 def check_config(component: Any, file: Path) -> dict[str, Any]:
     """Refuses a config whose values are not of the types that the class's constructor names, or out of `RANGES`.
 
@@ -168,9 +168,13 @@ def check_config(component: Any, file: Path) -> dict[str, Any]:
         raise OSError(f"{file} is missing, expected the config of a {component.__name__}.")
     hints, config = get_type_hints(component.__init__), read_json(file)
     if config.get("_class_name") != component.__name__:
-        raise ValueError(f"{file} has `_class_name` = {shown(config.get('_class_name'))}, expected {component.__name__!r}.")
+        raise ValueError(
+            f"{file} has `_class_name` = {shown(config.get('_class_name'))}, expected {component.__name__!r}."
+        )
     if not isinstance(config.get("quantization_config", {}), dict):
-        raise ValueError(f"{file} has `quantization_config` = {shown(config['quantization_config'])}, expected a dict.")
+        raise ValueError(
+            f"{file} has `quantization_config` = {shown(config['quantization_config'])}, expected a dict."
+        )
     known = {name: value for name, value in config.items() if name in hints}
     for name, value in known.items():
         if not fits(value, hints[name]):
@@ -233,7 +237,9 @@ def check_shapes(component: Any, file: Path, arguments: Mapping[str, Any]) -> No
     held = weight_shapes(file.parent)
     for name, value in model.state_dict().items():
         if name not in held:
-            raise ValueError(f"{file} asks for {name}, which the weights beside it lack: they are not those of its config.json.")
+            raise ValueError(
+                f"{file} asks for {name}, which the weights beside it lack: they are not those of its config.json."
+            )
         if tuple(value.shape) not in held[name]:
             raise ValueError(
                 f"{file} asks for {name} of shape {tuple(value.shape)}, but the weights beside it have "

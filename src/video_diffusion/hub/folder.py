@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -233,6 +234,32 @@ def load_component(folder: Path, name: str, class_name: str, options: Mapping[st
                 "of its config.json."
             )
     return model
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Turns what the libraries raise where a file of a component is broken into a ValueError that names the folder."""
+    from safetensors import SafetensorError
+
+    raw = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+    try:
+        yield
+    except (*raw, json.JSONDecodeError, UnicodeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds a component whose files are broken: {error}") from error
+
+
+def check_finite_weights(pipeline: "VideoDiffusionPipeline") -> None:
+    """Refuses a pipeline whose weights hold NaN or infinite values; raises ValueError, naming the first of them."""
+    import torch
+
+    for part, model in pipeline.components.items():
+        for name, value in model.named_parameters() if isinstance(model, torch.nn.Module) else ():
+            plain = type(value.data) is torch.Tensor and value.is_floating_point() and not value.is_meta
+            if plain and value.dtype.itemsize > 1 and not value.isfinite().all():
+                raise ValueError(
+                    f"`{part}` has NaN or infinite values in {name} ({value.dtype}), expected finite ones: the "
+                    "weights are broken, or too large for the dtype."
+                )
 
 
 def _model_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:

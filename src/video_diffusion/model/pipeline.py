@@ -21,7 +21,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks import HookRegistry
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -45,16 +45,20 @@ from .inputs import (
     Frames,
     Generators,
     Prompts,
+    check_finite,
     check_generation_config,
     check_output,
     check_text,
     encode_tokens,
     is_clip,
+    plain_clips,
     resolve_call,
     shown,
     text_length,
 )
 from .windows import Window, with_horizon
+
+logger = logging.get_logger(__name__)
 
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components: a file format, never to change
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
@@ -215,10 +219,9 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
         components, generation_config = hub.read_folder(folder, kwargs)
         own = {name: hub.load_component(folder, name, kind, kwargs) for name, kind in components.items()}
-        try:
+        with hub.naming(folder):
             pipeline = super().from_pretrained(str(folder), **own, **kwargs)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{folder} holds a component whose files are broken: {error}") from error
+        hub.check_finite_weights(pipeline)
         hub.spread(pipeline, own)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipeline.generation_config = generation_config
@@ -324,6 +327,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             return rearrange(frames, "b f c h w -> b c f h w")
         images = rearrange(frames, "b f c h w -> (b f) c h w").to(self.vae.dtype)
         latents = torch.cat([self.vae.encode(image).latent_dist.mode() for image in images.split(1)]).float()
+        check_finite("vae", self.vae, latents.isfinite().all())
         latents = (latents - self._vae_shift) * self.vae.config.scaling_factor
         return rearrange(latents, "(b f) c h w -> b c f h w", b=len(frames))
 
@@ -333,6 +337,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if self.vae is not None:
             images = rearrange(frames / self.vae.config.scaling_factor + self._vae_shift, "b f c h w -> (b f) c h w")
             images = torch.cat([self.vae.decode(z.to(self.vae.dtype)).sample for z in images.split(1)]).float()
+            check_finite("vae", self.vae, images.isfinite().all())
             frames = rearrange(images, "(b f) c h w -> b f c h w", b=len(latents))
         return VideoProcessor.denormalize(frames)
 
@@ -434,6 +439,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 raise ValueError(f"`{name}` has {longest} tokens, expected at most {length}.")
             tokens = self.tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").to(device)
             embeds = encode_tokens(self.text_encoder, tokens.input_ids, tokens.attention_mask, clip_skip)
+            check_finite("text_encoder", self.text_encoder, embeds.isfinite().all())
         elif embeds is None and width is not None:
             embeds = torch.zeros(1, 1, width)
         return None if embeds is None else embeds.to(device, self.unet.dtype)
@@ -572,12 +578,14 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             z, conditions = step_end(self, t, z, conditions)
         self._current_timestep = None
         z = torch.where(conditions.known, conditions.given, z)
-        if not finite or not z.isfinite().all():
-            raise ValueError(
-                f"`unet` ({self.unet.dtype}) gave NaN or infinite values, expected finite ones: its weights are "
-                "broken, or the dtype overflows (float16 does; bfloat16 and float32 reach further)."
-            )
+        check_finite("unet", self.unet, finite & z.isfinite().all())
         made = z[:, :, [frames.index(place) for place in window.made]]
+        if plain := plain_clips(made):
+            logger.warning(
+                "Clips %s have one value in all pixels of the frames %d to %d: the weights may be broken or "
+                "untrained, or %s overflows.",
+                *(plain, window.made[0], window.made[-1], self.unet.dtype),
+            )
         canvas.put(window.made, made, None if canvas.video is None else self.decode(made))
         return [conditions.prompt_embeds, conditions.negative_prompt_embeds]
 
@@ -673,7 +681,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             untouched.
 
         Raises:
-            ValueError: where an argument is refused, before the first network call; where the network gives NaN.
+            ValueError: where an argument is refused, before the first network call; where a component gives NaN.
         """
         if not isinstance(return_dict, bool):
             raise ValueError(f"`return_dict` is {shown(return_dict)}, expected True or False.")
