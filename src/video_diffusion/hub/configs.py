@@ -18,7 +18,7 @@ OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
 LIBRARIES = ("diffusers", "transformers")
 NEEDED, OPTIONAL = ("unet", "scheduler"), ("text_encoder", "tokenizer", "vae")
 LARGEST_JSON = 64 * 2**20  # bytes; a tokenizer's vocabulary is the largest that there is
-LONGEST = 64  # levels, or kinds of attention in a row
+LONGEST = 256  # levels, or kinds of attention in a row
 WIDTH = (1, 2**20)  # channels
 RANGES: dict[str, tuple[float, float]] = {  # of every number in our configs; beyond them it is a slip or an attack
     "sample_size": (1, 2**16),
