@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from video_diffusion.data.decoded import Decoded, decode_to_disk, decode_to_memory, disk_key
 from video_diffusion.data.frames import Frame, Video
 from video_diffusion.data.moving_mnist import checked_indices
-from video_diffusion.data.stored import StoredVideos, VideoFiles
+from video_diffusion.data.stored import StoredVideos, VideoTable
 from video_diffusion.data.trajectories import clip_keys, stream_key, uniform
 from video_diffusion.data.video_io import to_channels
 
@@ -151,7 +151,7 @@ class VideoClips:
             if value not in known:
                 raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(known)}.")
         self.stored, self.seed, self.on_bad_video = stored, seed, on_bad_video
-        self.threads = min(8, os.cpu_count() or 1) if isinstance(stored, VideoFiles) else 1
+        self.threads = 1 if isinstance(stored, VideoTable) else min(8, os.cpu_count() or 1)
         self.videos: list[Video] = []
         self.places: list[int] = []
         self.left_out: list[tuple[str, str]] = []  # kind and reason
@@ -331,6 +331,13 @@ class VideoClips:
         """
         rows = checked_indices(indices, len(self)).tolist()
         return self._stack([self._sound(row, self._middle)[0] for row in rows])
+
+    def ends(self, indices: ArrayLike, last: bool = False) -> NDArray[np.uint8]:
+        """The first window of each of these videos, or the last, cut at the centre; all else as `batch`."""
+        rows = checked_indices(indices, len(self)).tolist()
+        starts = self.starts - 1 if last else np.zeros_like(self.starts)
+        read = partial(self._clip, y=0.5, x=0.5, mirrored=False)
+        return self._stack([self._sound(row, lambda used: read(used, int(starts[used])))[0] for row in rows])
 
     def draw(self, indices: ArrayLike, epochs: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """A random window of each of these videos.

@@ -3,8 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from video_diffusion.data.bair import bair_root, open_bair
 from video_diffusion.data.clips import ClipShape, VideoClips
 from video_diffusion.data.folders import NO_VIDEOS, is_video_folder
+from video_diffusion.data.kth import KTHVideos, is_kth
 from video_diffusion.data.stored import StoredVideos, VideoFiles, VideoTable
 
 
@@ -19,8 +21,9 @@ def open_videos(
     """Finds the videos of a source; none is read yet.
 
     Args:
-        name_or_path: a folder of video files (see `folders.find_videos`), one file, a folder of a dataset such as
-            `video-diffusion dataset build` writes, or a dataset's Hub id.
+        name_or_path: a folder of video files (see `folders.find_videos`), one file, KTH or BAIR in their published
+            layouts (`kth.LAYOUT`, `bair.LAYOUT`), a folder of a dataset such as `video-diffusion dataset build`
+            writes, or a dataset's Hub id.
         split: a split of it.
         column: of a dataset; see `VideoTable`.
         background: black or white, under transparent pixels.
@@ -32,6 +35,10 @@ def open_videos(
         ImportError: where `datasets` is needed and not installed.
     """
     path = Path(name_or_path)
+    if path.is_dir() and is_kth(path):
+        return KTHVideos(path, split)
+    if path.is_dir() and bair_root(path) is not None:
+        return open_bair(path, split)
     if path.is_file() or (path.is_dir() and is_video_folder(path)):
         return VideoFiles(path, split, background, video_axes)
     try:
