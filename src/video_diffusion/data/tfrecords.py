@@ -29,7 +29,8 @@ def find_records(file: Path) -> list[tuple[int, int]]:
         ValueError: where the file is no record file, or is truncated.
         OSError: where there is no such file.
     """
-    found, size, at = [], file.stat().st_size, 0
+    found: list[tuple[int, int]] = []
+    size, at = file.stat().st_size, 0
     with file.open("rb") as stream:
         while at < size:
             stream.seek(at)
