@@ -47,7 +47,8 @@ def ends(length: int, at_start: int, at_end: int) -> list[int]:
 def file_task(video: "Video", at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
     """The task of one video: its frames at the start and at the end are given, at the model's size.
 
-    They are resized and cut as in training by default (`data.fitting`): what covers the size, without its edges. No more of it is read than the given frames, and the whole clip where the video has the frames for it.
+    They are resized and cut as in training by default (`data.fitting`): what covers the size, without its edges. No
+    more of it is read than the given frames, and the whole clip where the video has the frames for it.
     """
     from video_diffusion.data.fitting import read_fitted
 
