@@ -16,6 +16,7 @@ from video_diffusion.data.video_io import Clip, tile, to_channels, write_gif, wr
 from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, KINDS, Asked, call_options, python_code
 from video_diffusion.demo.limits import Limits, Settings, check_settings, check_work, choice, whole
 from video_diffusion.demo.pictures import FPS, IN_A_ROW, write_sheet, write_shown
+from video_diffusion.model.guidance import reads_frames
 from video_diffusion.model.windows import plan_windows
 from video_diffusion.sampling import (
     OWN_SAMPLER,
@@ -191,7 +192,7 @@ class Studio:
 
     def options(self, asked: Asked) -> dict[str, Any]:
         """Arguments of the pipeline's call."""
-        told = self.pipeline.unet.config.in_channels > self.pipeline.latent_channels
+        told = reads_frames(self.pipeline.unet.config)
         known = asked.kind != CREATE or self.windows(asked) > 1
         return call_options(asked, replaces=known and not told)
 

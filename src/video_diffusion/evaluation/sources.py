@@ -127,6 +127,8 @@ class PipelineSource(Source):
 
     def check(self, protocol: Protocol, num_videos: int, num_samples: int, lengths: Sequence[int]) -> None:
         """Raises a ValueError where the model cannot be given frames and the protocol needs it, or the other way."""
+        from video_diffusion.model.guidance import reads_frames
+
         unet, channels = self.pipeline.unet, self.pipeline.latent_channels
         plans = {length: self._windows(protocol.num_given, length) for length in lengths}
         if self.history_guidance != 1 and not any(window.given for plan in plans.values() for window in plan):
@@ -135,7 +137,7 @@ class PipelineSource(Source):
                 f"{' and '.join(map(str, lengths))} frames nothing is given."
             )
         for length, windows in plans.items():
-            if any(window.given for window in windows) and unet.config.in_channels == channels:
+            if any(window.given for window in windows) and not reads_frames(unet.config):
                 raise ValueError(
                     f"The model has no channels for given frames (in_channels {channels}, not {2 * channels + 1}), "
                     f"expected them for clips of {length} frames, {protocol.num_given} of them given, by a model "

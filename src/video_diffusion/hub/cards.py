@@ -193,7 +193,8 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
     model_id = repo_id or run.get("hub_model_id") or folder.name
     evaluations, name = read_evaluations(folder), model_id.rpartition("/")[2]
     text = bool((index.get("text_encoder") or [None])[0])
-    conditional = config.get("in_channels") == 2 * config.get("out_channels", 0) + 1
+    by_channels = config.get("in_channels") == 2 * config.get("out_channels", 0) + 1
+    conditional = by_channels or bool(config.get("frame_timesteps"))
     task = "text-to-video" if text else "video-to-video" if conditional else "unconditional-image-generation"
     half = next((variant for variant in HALF if any(folder.glob(f"unet/*.{variant}*.safetensors"))), None)
     frames = config.get("num_frames") or run.get("num_frames") or 10
@@ -324,12 +325,13 @@ def write_samples(folder: str | os.PathLike[str], pipeline: Any) -> list[Path]:
     from einops import rearrange
 
     from video_diffusion.data.video_io import to_uint8, write_gif
+    from video_diffusion.model.guidance import reads_frames
 
     seeds = [torch.Generator().manual_seed(i) for i in range(4)]
     prompts = pipeline.generation_config.get("example_prompts") if pipeline.text_encoder is not None else None
     shown = {"prompt": [prompts[i % len(prompts)] for i in range(4)]} if prompts else {"num_videos_per_prompt": 4}
     clips = {"generated": pipeline(**shown, generator=seeds, output_type="np").frames}  # [4, F, H, W, C]
-    if pipeline.unet.config.in_channels != pipeline.unet.config.out_channels:
+    if reads_frames(pipeline.unet.config):
         given = clips["generated"][:, : max(clips["generated"].shape[1] // 2, 1)]
         clips["predicted"] = pipeline(video=given, generator=seeds, output_type="np").frames
     folder = Path(folder).absolute()

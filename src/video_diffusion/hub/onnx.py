@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from video_diffusion.model.guidance import guidance_embedding, reads_guidance
+from video_diffusion.model.guidance import guidance_embedding, has_frame_times, reads_guidance
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -131,6 +131,8 @@ def check_exportable(pipeline: "VideoDiffusionPipeline", calls: Sequence[int]) -
     if not hasattr(pipeline.scheduler, "as_diffusers"):
         name = type(pipeline.scheduler).__name__
         raise ValueError(f"`pipeline.scheduler` is a {name}, expected a VPContinuousScheduler.")
+    if has_frame_times(pipeline.unet.config):
+        raise ValueError("`pipeline.unet` has a time for each frame, expected one for a clip.")
     if not calls or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in calls):
         raise ValueError(f"`calls` is {list(calls)}, expected integers of at least 1.")
 

@@ -304,8 +304,8 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, temb: Tensor, frames: int, frame_mask: Tensor | None = None) -> Tensor:
-        """`[B·F, C, H, W]` and the activated time embedding `[B, D]` → `[B·F, C', H, W]`; the rest as in a block."""
-        modulation = self.time_emb_proj(temb)[:, None].expand(-1, frames, -1).flatten(0, 1)
+        """`[B·F, C, H, W]` and the activated time embedding → `[B·F, C', H, W]`; the arguments as in a block."""
+        modulation = self.time_emb_proj(temb).expand(-1, frames, -1).flatten(0, 1)
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = self.act(self.norm1(x))
         if self.shifted_in:
@@ -357,7 +357,7 @@ class VideoUNetBlock(nn.Module):
 
         Args:
             x: features.
-            temb: activated time embedding `[B, D]`.
+            temb: activated time embedding `[B, 1, D]`, or `[B, F, D]` for times of each frame.
             frames: F.
             text: token states `[N, L, cross_attention_dim]`; N is B, or B·F for one text a frame.
             text_mask: `[N, 1, 1, L]`, true where a token may be attended to.
@@ -411,8 +411,8 @@ class VideoTransformerBlock(nn.Module):
         text_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Tokens `[B, F, S, C]` and the model's modulation `[B, 6, C]` → `[B, F, S, C]`; the rest as in attention."""
-        parts = (self.scale_shift_table.to(modulation.dtype) + modulation)[:, :, None, None].unbind(1)
+        """Tokens `[B, F, S, C]` and the model's modulation `[B, 1 or F, 6, C]` → `[B, F, S, C]`."""
+        parts = (self.scale_shift_table.to(modulation.dtype) + modulation)[:, :, :, None].unbind(2)
         scale1, shift1, gate1, scale2, shift2, gate2 = parts
         hidden = torch.addcmul(shift1, self.norm1(tokens), 1 + scale1)
         hidden = self.attn1(hidden, attention_mask=attention_mask, rotary_emb=rotary_emb)
@@ -481,7 +481,7 @@ class VideoTransformer(nn.Module):
         if place.shape[-2:] != (height, width):
             place = F.interpolate(place, (height, width), mode="bilinear")
         tokens = to_tokens(x + place.to(x.dtype), frames)
-        modulation = self.adaln_single(temb).unflatten(1, (6, -1)).to(x.dtype)
+        modulation = self.adaln_single(temb).unflatten(2, (6, -1)).to(x.dtype)
         rotary_emb = self.rope(frames, height, width, x.device)
         masks = _frame_masks(frame_mask, height * width)
         for block in cast(Any, self.transformer_blocks):
@@ -549,6 +549,8 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
         rope_theta: bases of the transformer's rotary positions over time, y and x; `attention_head_dim` must be a
             multiple of 16 for them.
         transformer_inner_dim: width of the transformer's SwiGLU; `None`: 8/3 of the last level's width.
+        frame_timesteps: whether it was trained with a time for each frame (Chen et al. 2024, "Diffusion Forcing").
+            Then a pipeline gives it known frames at time 0, and it needs no channels for them.
 
     Raises:
         ValueError: if a value does not fit, as a width that `attention_head_dim` does not divide.
@@ -586,6 +588,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
         cross_attention_every: int = 2,
         rope_theta: tuple[float, float, float] = (1000.0, 100.0, 100.0),
         transformer_inner_dim: int | None = None,
+        frame_timesteps: bool = False,
     ) -> None:
         super().__init__()
         _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size, temporal_shift)
@@ -714,7 +717,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
 
         Args:
             sample: `[B, in_channels, F, H, W]`; H and W divisible by `patch_size`·2^(levels − 1).
-            timestep: 1000·t, one number or `[B]`.
+            timestep: 1000·t, one number, `[B]`, or `[B, F]` for a time of each frame.
             encoder_hidden_states: text token states `[B, L, cross_attention_dim]`, or one text a frame,
                 `[B, F, L, cross_attention_dim]`; `None` leaves the text out.
             class_labels: `[B]`, integers, for a model with `num_class_embeds`.
@@ -773,11 +776,17 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
     def _embed_time(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None, timestep_cond: Tensor | None
     ) -> Tensor:
-        """The activated embedding `[B, D]` of time and, where the model has them, class and time condition."""
-        timestep = torch.as_tensor(timestep, device=sample.device)
-        if timestep.numel() not in (1, len(sample)) or timestep.ndim > 1:
+        """The activated embedding of time and, where the model has them, class and time condition.
+
+        `[B, 1, D]`, or `[B, F, D]` for times of each frame.
+        """
+        timestep, (batch, frames) = torch.as_tensor(timestep, device=sample.device), (len(sample), sample.shape[2])
+        if timestep.ndim < 2 and timestep.numel() in (1, batch):
+            timestep = timestep.reshape(-1, 1).expand(batch, 1)
+        elif timestep.shape != (batch, frames):
             raise ValueError(
-                f"`timestep` has shape {tuple(timestep.shape)}, expected one number or one a clip, [{len(sample)}]."
+                f"`timestep` has shape {tuple(timestep.shape)}, expected one number, one a clip, [{batch}], or one a "
+                f"frame, [{batch}, {frames}]."
             )
         if (timestep_cond is None) != (self.config.time_cond_proj_dim is None):
             raise ValueError(
@@ -789,9 +798,10 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
                 f"`class_labels` is {_kind(class_labels)}, expected what `num_class_embeds` = "
                 f"{self.config.num_class_embeds} asks for."
             )
-        temb = self.time_embedding(self.time_proj(timestep.expand(len(sample))).to(sample.dtype), timestep_cond)
+        embedding = self.time_proj(timestep.flatten()).unflatten(0, timestep.shape).to(sample.dtype)
+        temb = self.time_embedding(embedding, None if timestep_cond is None else timestep_cond[:, None])
         if self.class_embedding is not None:
-            temb = temb + self.class_embedding(class_labels)
+            temb = temb + self.class_embedding(class_labels)[:, None]
         return self.act(temb)
 
     def _check_inputs(

@@ -28,6 +28,8 @@ class Conditions:
         negative_prompt_embeds: the same for the other side of the guidance, or None without guidance.
         noisy: a draw of q(z_t | x) from the known values at the time of this step, `[B, C, F, H, W]`; only where
             `replacement` made one.
+        masked: bool `[1, F]`, the frames that a model with a time for each frame shall not know: they stand at the
+            time of pure noise. None: none.
     """
 
     given: Tensor
@@ -36,6 +38,7 @@ class Conditions:
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     noisy: Tensor | None = None
+    masked: Tensor | None = None
 
     def place(self, z: Tensor) -> Tensor:
         """`[B, C, F, H, W]`: the frames that the model reads in their places, `z` elsewhere."""
@@ -46,9 +49,11 @@ class Conditions:
         assert self.noisy is not None, "`replacement` goes around whatever needs noised values"
         return torch.where(self.known, self.noisy, z)
 
-    def hide(self) -> "Conditions":
-        """The same for a model that reads no frame."""
-        return replace(self, frame_mask=torch.zeros_like(self.frame_mask))
+    def hide(self, masked: bool = False) -> "Conditions":
+        """The same for a model that reads no frame; `masked`: those that it read stand at the time of pure noise."""
+        return replace(
+            self, frame_mask=torch.zeros_like(self.frame_mask), masked=self.frame_mask if masked else self.masked
+        )
 
 
 Denoiser = Callable[[Tensor, Tensor, Conditions], tuple[Tensor, Tensor]]
@@ -126,6 +131,31 @@ def model_input(z_t: Tensor, x: Tensor, frame_mask: Tensor, in_channels: int) ->
     return torch.cat([torch.where(mask, x, z_t), torch.where(mask, x, 0.0), plane], dim=1)
 
 
+def reads_frames(config: Any) -> bool:
+    """Whether a network of this config knows which frames are given: from channels, or as they stand at time 0."""
+    return config.in_channels > config.out_channels or has_frame_times(config)
+
+
+def has_frame_times(config: Any) -> bool:
+    """Whether a network of this config was trained with a time for each frame."""
+    return bool(config.get("frame_timesteps"))
+
+
+def per_clip(t: Tensor, batch: int) -> Tensor:
+    """Times for each of so many clips: `[B]` from `[]`, `[B, F]` from `[1, F]` or `[F]`."""
+    return t.expand(batch) if t.ndim == 0 else t.expand(batch, t.shape[-1])
+
+
+def frame_times(t: Tensor, frame_mask: Tensor) -> Tensor:
+    """A time for each frame, `[B, F]`: 0 where a frame is given.
+
+    Args:
+        t: `[B]`, or already `[B, F]`.
+        frame_mask: bool `[B, F]` or `[1, F]`, true where a frame is given.
+    """
+    return torch.where(frame_mask, 0.0, t if t.ndim == 2 else t[:, None])
+
+
 def reads_guidance(unet: Any) -> bool:
     """Whether the scale of guidance by text is an input of the network: then one call does what else takes two."""
     return unet.config.get("time_cond_proj_dim") is not None
@@ -165,8 +195,13 @@ def network(unet: Any, scheduler: Any, scale: Callable[[], float] = lambda: 1.0)
         if reads_guidance(unet):
             w = torch.full((len(x),), max(scale(), 1.0), device=x.device)
             more["timestep_cond"] = guidance_embedding(w, unet.config.time_cond_proj_dim).to(unet.dtype)
+        times = per_clip(t, len(x))
+        if has_frame_times(unet.config):
+            times = frame_times(times, conditions.frame_mask)
+            if conditions.masked is not None:
+                times = torch.where(conditions.masked, float(scheduler.config.num_train_timesteps), times)
         text = conditions.prompt_embeds
-        output = unet(x, t.expand(len(x)), encoder_hidden_states=text, return_dict=False, **more)[0]
+        output = unet(x, times, encoder_hidden_states=text, return_dict=False, **more)[0]
         return output.float(), z_t
 
     return denoise
@@ -196,19 +231,21 @@ def classifier_free(denoise: Denoiser, scale: Callable[[], float]) -> Denoiser:
     return guided
 
 
-def history(denoise: Denoiser, scale: float) -> Denoiser:
+def history(denoise: Denoiser, scale: float, masks: bool = False) -> Denoiser:
     """Guidance by the given frames: away from what the model makes of them when it does not read them.
 
-    ô = free + w (bound − free), as in Song et al. 2025 ("History-Guided Video Diffusion"). Their free side masks the
-    given frames with noise of a level of its own; ours has that of z_t.
+    ô = free + w (bound − free), as in Song et al. 2025 ("History-Guided Video Diffusion"). On the free side a network
+    with a time for each frame gets pure noise in the place of the given frames, as theirs does; any other gets them at
+    the noise level of z_t.
 
     Args:
         denoise: what is called, twice a step.
         scale: w; 1 is no guidance.
+        masks: whether the network has a time for each frame.
     """
 
     def guided(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        free, _ = denoise(conditions.place_noisy(z_t), t, conditions.hide())
+        free, _ = denoise(conditions.place_noisy(z_t), t, conditions.hide(masked=masks))
         bound, z_t = denoise(z_t, t, conditions)
         return free + scale * (bound - free), z_t
 
@@ -247,7 +284,10 @@ def reconstruction(denoise: Denoiser, scheduler: Any, scale: float) -> Denoiser:
 
 
 def replacement(
-    denoise: Denoiser, scheduler: Any, generator: torch.Generator | list[torch.Generator] | None
+    denoise: Denoiser,
+    scheduler: Any,
+    generator: torch.Generator | list[torch.Generator] | None,
+    masks: bool = False,
 ) -> Denoiser:
     """Known places that the model does not read hold a new draw of q(z_t | x) at every step.
 
@@ -255,11 +295,16 @@ def replacement(
         denoise: what is called; it finds that draw, for all known places, in `conditions.noisy`.
         scheduler: its `add_noise` is q(z_t | x).
         generator: of the noise.
+        masks: whether the frames that the model reads hold pure noise there, as `history` may need it.
     """
 
     def replaced(z_t: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=z_t.dtype)
-        noisy = scheduler.add_noise(conditions.given, noise, t.expand(len(z_t)))
+        times = per_clip(t, len(z_t))
+        if masks:
+            times = times if times.ndim == 2 else times[:, None]
+            times = torch.where(conditions.frame_mask, float(scheduler.config.num_train_timesteps), times)
+        noisy = scheduler.add_noise(conditions.given, noise, times)
         conditions = replace(conditions, noisy=noisy)
         return denoise(conditions.place(conditions.place_noisy(z_t)), t, conditions)
 
@@ -273,6 +318,7 @@ def compose(
     generator: torch.Generator | list[torch.Generator] | None,
     history_scale: float,
     reconstruction_scale: float,
+    has_times: bool = False,
 ) -> Denoiser:
     """What a window needs around a denoiser.
 
@@ -283,11 +329,31 @@ def compose(
         generator: of `replacement`.
         history_scale: w of `history`; 1: none.
         reconstruction_scale: w of `reconstruction`; 0: none.
+        has_times: whether the network has a time for each frame.
     """
     read, known = bool(conditions.frame_mask.any()), bool(conditions.known.any())
     replaced = bool((conditions.known & ~conditions.frame_mask[:, None, :, None, None]).any())
+    masks = history_scale != 1 and read and has_times
     if history_scale != 1 and read:
-        denoise, replaced = history(denoise, history_scale), True
+        denoise, replaced = history(denoise, history_scale, masks), True
     if reconstruction_scale > 0 and known:
         denoise, replaced = reconstruction(denoise, scheduler, reconstruction_scale), True
-    return replacement(denoise, scheduler, generator) if replaced else denoise
+    return replacement(denoise, scheduler, generator, masks) if replaced else denoise
+
+
+# --------------------------------------------------------------------------------------------------------- the pyramid
+def pyramid_times(frame_mask: Tensor, steps: int, lag: float) -> Tensor:
+    """Times of each frame before and after each step, where later frames are denoised later; `[steps + 1, F]`.
+
+    The schedule of Chen et al. 2024 ("Diffusion Forcing") with a fixed number of network calls. Each frame goes from 1
+    to 0 evenly in a share 1/(1 + lag) of the steps; the last one ends with the last step.
+
+    Args:
+        frame_mask: bool `[F]`, true where a frame is given: its time is 0.
+        steps: network calls.
+        lag: 0: all frames together; 1: the last frame begins when the first is done.
+    """
+    made = (~frame_mask).double()
+    place = (made.cumsum(0) - 1).clamp(min=0) / (made.sum() - 1).clamp(min=1)
+    progress = torch.arange(steps + 1, dtype=torch.float64, device=frame_mask.device)[:, None] / steps
+    return (1 - (progress * (1 + lag) - lag * place)).clamp(0, 1) * made

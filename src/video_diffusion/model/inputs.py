@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .guidance import reads_guidance
+from .guidance import has_frame_times, reads_frames, reads_guidance
 from .windows import SCHEMES, Window, plan_windows
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -81,6 +81,7 @@ class Call:
         generator: as in `__call__`.
         latents: standard normal noise of `shape`, or None.
         clip_skip: as in `__call__`.
+        noise_pyramid: as in `__call__`.
     """
 
     given: Given
@@ -95,6 +96,7 @@ class Call:
     generator: Generators | None
     latents: Tensor | None
     clip_skip: int | None
+    noise_pyramid: float = 0.0
 
 
 # ------------------------------------------------------------------------------------------------------ the whole call
@@ -118,6 +120,7 @@ def resolve_call(
     generator: Generators | None,
     latents: Tensor | None,
     clip_skip: int | None,
+    noise_pyramid: float = 0.0,
     streams: bool = False,
 ) -> Call:
     """Brings the arguments of a call to one form; what is not given comes from `pipeline.generation_config`.
@@ -163,8 +166,11 @@ def resolve_call(
     if endless and latents is not None:
         raise ValueError("`latents` is given, expected None without `num_frames`: there is no end to the noise.")
     check_noise(shape, generator, latents)
-    given = given.repeat(base, num_videos_per_prompt)
-    return Call(given, windows, count, shape, num_videos_per_prompt, steps, *scales, generator, latents, clip_skip)
+    check_pyramid(pipeline, noise_pyramid)
+    given, pyramid = given.repeat(base, num_videos_per_prompt), float(noise_pyramid)
+    return Call(
+        given, windows, count, shape, num_videos_per_prompt, steps, *scales, generator, latents, clip_skip, pyramid
+    )
 
 
 def resolve_scales(
@@ -187,7 +193,7 @@ def resolve_scales(
     if guidance is None:
         guidance = config.get("guidance_scale", 1.0) if has_text and can_guide(pipeline, texts) else 1.0
     if history is None:
-        reads = pipeline.unet.config.in_channels > pipeline.latent_channels and given.frames is not None
+        reads = reads_frames(pipeline.unet.config) and given.frames is not None
         history = config.get("history_guidance_scale", 1.0) if reads and windows == 1 and not reconstruction else 1.0
     check_guidance(pipeline, texts, guidance)
     check_history(pipeline, given, windows, history, reconstruction)
@@ -482,7 +488,7 @@ def check_reconstruction(pipeline: Any, given: Given, windows: float, scale: Any
     name, conditioned = "reconstruction_guidance_scale", given.frames is not None or windows > 1
     C, scheduler = pipeline.latent_channels, pipeline.scheduler
     if scale is None:
-        if conditioned and pipeline.unet.config.in_channels == C:
+        if conditioned and not reads_frames(pipeline.unet.config):
             what = (
                 "`video` is given"
                 if given.frames is not None
@@ -510,16 +516,29 @@ def check_reconstruction(pipeline: Any, given: Given, windows: float, scale: Any
 
 def check_history(pipeline: Any, given: Given, windows: float, scale: Any, reconstruction: float | None) -> None:
     """Refuses a scale of the guidance by given frames that is no number, or where the model reads none."""
-    name, C = "history_guidance_scale", pipeline.latent_channels
+    name = "history_guidance_scale"
     check_number(name, scale)
     if scale == 1:
         return
-    if pipeline.unet.config.in_channels == C:
+    if not reads_frames(pipeline.unet.config):
         raise ValueError(f"`{name}` is {scale}, expected 1: the model has no channels for given frames.")
     if given.frames is None and windows == 1:
         raise ValueError(f"`{name}` is {scale}, expected 1: nothing is given and there is one window.")
     if reconstruction:
         raise ValueError(f"`{name}` is {scale}, expected 1 with `reconstruction_guidance_scale` {reconstruction}.")
+
+
+def check_pyramid(pipeline: Any, lag: Any) -> None:
+    """Refuses a lag of later frames that is no number, or where network or scheduler have one time for all frames."""
+    name = "noise_pyramid"
+    check_number(name, lag)
+    if lag and not has_frame_times(pipeline.unet.config):
+        raise ValueError(f"`{name}` is {lag}, expected 0: the model was not trained with a time for each frame.")
+    if lag and not hasattr(pipeline.scheduler, "step_to"):
+        raise ValueError(
+            f"`{name}` is {lag}, expected 0: the scheduler, {type(pipeline.scheduler).__name__}, has one time for all "
+            "frames. `VPContinuousScheduler` has one for each."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

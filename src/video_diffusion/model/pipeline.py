@@ -28,7 +28,18 @@ from diffusers.video_processor import VideoProcessor
 from einops import rearrange
 from torch import Tensor
 
-from .guidance import Canvas, Conditions, classifier_free, compose, network, reads_guidance
+from .guidance import (
+    Canvas,
+    Conditions,
+    classifier_free,
+    compose,
+    has_frame_times,
+    network,
+    per_clip,
+    pyramid_times,
+    reads_frames,
+    reads_guidance,
+)
 from .inputs import (
     Call,
     Frames,
@@ -108,9 +119,10 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     The frames that are given and the ones to be made differ only in a mask. A model with `in_channels = 2·C + 1` reads
     `[z_t, given frames (0 elsewhere), mask]` on the channel axis, where z_t holds the given frames themselves: their
-    noise level is zero. So one checkpoint generates, predicts, interpolates and in-paints. A model without those
-    channels, and any model for single given pixels, is conditioned while it samples: by replacement and
-    reconstruction guidance (Ho et al. 2022). A video beyond the trained length is made window by window.
+    noise level is zero. So one checkpoint generates, predicts, interpolates and in-paints. So does one that was
+    trained with a time for each frame (`frame_timesteps`): given frames stand at time 0. A model without either, and
+    any model for single given pixels, is conditioned while it samples: by replacement and reconstruction guidance (Ho
+    et al. 2022). A video beyond the trained length is made window by window.
 
     Args:
         unet: `VideoUNet3DConditionModel`, or any model with the call and config of diffusers' `UNet3DConditionModel`.
@@ -523,12 +535,18 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         device, frames, (B, C, _, h, w) = self._execution_device, window.frames, call.shape
         places = canvas.at(frames)
         given, known = canvas.latents[:, :, places].to(device), canvas.known[:, :, places].to(device)
-        read = known.flatten(3).all(-1)[0] & (self.unet.config.in_channels > C)
+        read = known.flatten(3).all(-1)[0] & reads_frames(self.unet.config)
         conditions = Conditions(given, known, read, *text)
         denoise = network(self.unet, self.scheduler, lambda: self._guidance_scale)
         denoise = classifier_free(denoise, lambda: self._guidance_scale)
         denoise = compose(
-            denoise, self.scheduler, conditions, call.generator, call.history_scale, call.reconstruction_scale
+            denoise,
+            self.scheduler,
+            conditions,
+            call.generator,
+            call.history_scale,
+            call.reconstruction_scale,
+            has_frame_times(self.unet.config),
         )
         self._begin_window(call.num_inference_steps)
         noise = None if call.latents is None else call.latents[:, :, frames]
@@ -537,13 +555,22 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": call.generator} if takes_generator else {}
         finite = torch.ones((), dtype=torch.bool, device=device)
-        for t in self.scheduler.timesteps:
+        times = None
+        if call.noise_pyramid:
+            times = pyramid_times(read[0], call.num_inference_steps, call.noise_pyramid)[:, None]
+            times = (times * self.scheduler.config.num_train_timesteps).float()
+        for i, t in enumerate(self.scheduler.timesteps):
             if self.interrupt:
                 continue
             self._current_timestep = t
-            output, z = denoise(conditions.place(z), t, conditions)
+            output, z = denoise(conditions.place(z), t if times is None else times[i], conditions)
             finite &= output.isfinite().all()
-            z = self.scheduler.step(output, t, z, return_dict=False, **extra)[0]
+            if times is None:
+                z = self.scheduler.step(output, t, z, return_dict=False, **extra)[0]
+            else:
+                now, then = per_clip(times[i], B), per_clip(times[i + 1], B)
+                x = self.scheduler.clip_original(self.scheduler.predict_original(output, now, z))
+                z = self.scheduler.step_to(x, now, then, z, call.generator)
             z, conditions = step_end(self, t, z, conditions)
         self._current_timestep = None
         z = torch.where(conditions.known, conditions.given, z)
@@ -599,6 +626,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         mask_image: Any = None,
         history_guidance_scale: float | None = None,
         clip_skip: int | None = None,
+        noise_pyramid: float = 0.0,
     ) -> VideoDiffusionPipelineOutput | tuple[Any]:
         """Makes video clips, free or around given frames.
 
@@ -639,6 +667,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 switches it off, more costs a second call a step and drifts in long videos (see `guidance.history`). By
                 default that of `generation_config` where frames are given and there is one window, else 1.
             clip_skip: how many of the last layers of a CLIP text encoder are left out for the prompt.
+            noise_pyramid: for a model with a time for each frame: how much later the later frames are denoised; 0: all
+                together, 1: the last begins when the first is done (see `guidance.pyramid_times`).
 
         Returns:
             `VideoDiffusionPipelineOutput`, or the tuple `(frames,)`, on the CPU. Given frames and pixels come back
@@ -673,6 +703,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             generator=generator,
             latents=latents,
             clip_skip=clip_skip,
+            noise_pyramid=noise_pyramid,
         )
         self._guidance_scale, self._interrupt = call.guidance_scale, False
         text, canvas = self._read_texts(call, texts), self._empty_canvas(call, pixels=output_type != "latent")

@@ -385,15 +385,22 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         return curve, u_0, u_1
 
     def _logsnr_like(self, timesteps: Tensor | float, sample: Tensor) -> Tensor:
-        """λ at timesteps (a number, [] or [B]), float64, shaped to broadcast against the sample [B, ...]."""
+        """λ at timesteps (a number, [], [B] or, of frames, [B, F]), float64, to broadcast against the sample."""
+        return self.logsnr(self._times_like(timesteps, sample))
+
+    def _times_like(self, timesteps: Tensor | float, sample: Tensor) -> Tensor:
+        """The times in [0, 1], likewise."""
         timesteps = torch.as_tensor(timesteps, device=sample.device)
+        times = _double(timesteps) / self.config.num_train_timesteps
+        if timesteps.ndim == 2 and sample.ndim == 5 and timesteps.shape == (len(sample), sample.shape[2]):
+            return times[:, None, :, None, None]
         if timesteps.ndim > 1 or (timesteps.ndim == 1 and len(timesteps) not in (1, len(sample))):
+            frames = f", or one for each frame of clips, {[len(sample), sample.shape[2]]}" if sample.ndim == 5 else ""
             raise ValueError(
                 f"`timesteps` has shape {tuple(timesteps.shape)}, expected one number or one for each of the "
-                f"{len(sample)} samples."
+                f"{len(sample)} samples{frames}."
             )
-        logsnr = self.logsnr(_double(timesteps) / self.config.num_train_timesteps)
-        return logsnr.reshape(-1, *[1] * (sample.ndim - 1)) if logsnr.ndim else logsnr
+        return times.reshape(-1, *[1] * (sample.ndim - 1)) if times.ndim else times
 
     # --------------------------------------------------------------------------------------- the forward process
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
@@ -402,7 +409,8 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         Args:
             original_samples: x, `[B, ...]`.
             noise: ε, same shape.
-            timesteps: 1000·t, one number or `[B]`.
+            timesteps: 1000·t: one number, `[B]`, or for clips `[B, C, F, H, W]` a time of each frame, `[B, F]`. So it
+                is in all methods but `step`.
         """
         _check_shape("noise", noise, original_samples)
         alpha, sigma = alpha_sigma(self._logsnr_like(timesteps, original_samples))
@@ -523,6 +531,36 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         if self.config.prediction_type == "epsilon":
             return sample * (1 / sigma).to(sample) - x * (alpha / sigma).to(sample)
         return sample * (alpha / sigma).to(sample) - x * (1 / sigma).to(sample)
+
+    def step_to(
+        self,
+        x: Tensor,
+        timestep: Tensor | float,
+        prev_timestep: Tensor | float,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Tensor:
+        """z_s from z_t as in `step`, for times of each sample's, or each frame's, own; where s = t nothing moves.
+
+        Args:
+            x: x̂ at z_t, `[B, ...]`; not clipped here.
+            timestep: 1000·t, one number, `[B]` or `[B, F]`.
+            prev_timestep: 1000·s, likewise, s ≤ t; at s = 0 the mean is taken.
+            sample: z_t, same shape as x.
+            generator: of the noise, as in `step`.
+        """
+        _check_shape("x", x, sample)
+        t, s = (self._times_like(times, sample) for times in (timestep, prev_timestep))
+        if not (s <= t).all():
+            raise ValueError(f"`prev_timestep` is {prev_timestep}, expected at most `timestep`, {timestep}.")
+        logsnr_t, logsnr_s, deterministic = self.logsnr(t), self.logsnr(s), self.config.deterministic
+        weight_z, weight_x = (ddim_coefficients if deterministic else posterior_coefficients)(logsnr_t, logsnr_s)
+        moved = weight_z.to(sample) * sample + weight_x.to(sample) * x
+        if not deterministic:
+            std = torch.where(s > 0, step_std(logsnr_t, logsnr_s, self.config.gamma), 0.0).to(sample)
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            moved = moved + std * noise
+        return torch.where(s < t, moved, sample)
 
     def ddim_step(self, x: Tensor, timestep: Tensor | float, prev_timestep: Tensor | float, sample: Tensor) -> Tensor:
         """z_s by DDIM's step from z_t, for times of each sample's own.

@@ -75,6 +75,12 @@ class ModelArguments:
     cross_attention_every: int = argument(
         2, "Every so many-th block of the transformer reads the text.", whole(1, 256), "agrees"
     )
+    given_frames: str = argument(
+        "channels",
+        "How the network reads given frames: channels of their own, or a time for each frame, which is 0 for them.",
+        one_of("channels", "time"),
+        "agrees",
+    )
     schedule: str = argument(
         "cosine", "λ(t): cosine, linear, linear_beta.", one_of("cosine", "linear", "linear_beta"), "agrees"
     )
@@ -224,6 +230,9 @@ class TrainArguments:
     )
     caption_dropout: float = argument(
         0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
+    )
+    frame_noise: float = argument(
+        1.0, "With given_frames time: share of clips whose frames have times of their own.", real(0, 1), "agrees"
     )
     weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
     optimizer: str = argument(

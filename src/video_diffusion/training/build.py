@@ -17,21 +17,21 @@ from video_diffusion.training.arguments import DataArguments, ModelArguments, Tr
 ARCHITECTURE = (
     *("in_channels", "out_channels", "patch_size", "block_out_channels"),
     *("attention_head_dim", "norm_num_groups", "temporal_shift", "spatial_attention", "temporal_attention"),
-    *("transformer_layers", "attention_pattern", "cross_attention_every"),
+    *("transformer_layers", "attention_pattern", "cross_attention_every", "frame_timesteps"),
 )
 
 
 def build_model(
     model: ModelArguments, data: DataArguments, text_width: int | None = None
 ) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
-    """The denoiser with mask channels, attending to text states of `text_width` channels if given; the scheduler."""
+    """The denoiser, attending to text states of `text_width` channels if given; the scheduler."""
     spatial, temporal = tuple(map(bool, model.spatial_attention)), tuple(map(bool, model.temporal_attention))
     depths, channels = tuple(model.layers_per_block), data.channels
     height, width = data.height_width
     denoiser = VideoUNet3DConditionModel(
         sample_size=height if height == width else (height, width),
         num_frames=data.num_frames,
-        in_channels=2 * channels + 1,
+        in_channels=channels if model.given_frames == "time" else 2 * channels + 1,
         out_channels=channels,
         patch_size=model.patch_size,
         block_out_channels=tuple(model.block_out_channels),
@@ -45,6 +45,7 @@ def build_model(
         attention_pattern=tuple(model.attention_pattern),
         cross_attention_every=model.cross_attention_every,
         cross_attention_dim=text_width,
+        frame_timesteps=model.given_frames == "time",
     )
     scheduler = VPContinuousScheduler(
         schedule=model.schedule,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.hub.folder import find_folder
-from video_diffusion.model.guidance import guidance_embedding, model_input, reads_guidance
+from video_diffusion.model.guidance import guidance_embedding, has_frame_times, model_input, reads_guidance
 from video_diffusion.model.scheduler import PREDICTION_TYPES, prediction_loss_weight
 from video_diffusion.training.arguments import (
     CURVES,
@@ -255,6 +255,8 @@ def open_teacher(name: str) -> VideoDiffusionPipeline:
     if pipe.scheduler.config.prediction_type not in PREDICTION_TYPES:
         found = pipe.scheduler.config.prediction_type
         raise ValueError(f"`{argument}` is {name!r}, which predicts {found!r}, expected one of {PREDICTION_TYPES}.")
+    if has_frame_times(pipe.unet.config):
+        raise ValueError(f"`{argument}` is {name!r}, which has a time for each frame, expected one for a clip.")
     if pipe.vae is not None:
         raise ValueError(f"`{argument}` is {name!r}, which has a `vae`, expected a model of pixels.")
     pipe.scheduler = VPContinuousScheduler.from_config(pipe.scheduler.config, deterministic=True)

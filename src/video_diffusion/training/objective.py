@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from einops import reduce
 from torch import Tensor
 
-from video_diffusion.model.guidance import model_input
+from video_diffusion.model.guidance import frame_times, model_input
 from video_diffusion.model.scheduler import VPContinuousScheduler, prediction_loss_weight
 
 TASKS = ("generation", "prediction", "interpolation", "inpainting")
@@ -24,7 +24,7 @@ class Draw:
     """The randomness of one step.
 
     Args:
-        t: times `[B]` in (0, 1].
+        t: times in (0, 1], `[B]`, or `[B, F]` for a time of each frame.
         noise: ε, `[B, C, F, H, W]`.
         frame_mask: bool `[B, F]`, true where a frame is given.
         captioned: bool `[B]`, true where the clip's caption is shown, or None where there is no text.
@@ -96,11 +96,13 @@ def draw(
     num_images: int = 0,
     device: torch.device | str = "cpu",
     caption_dropout: float = 0.0,
+    frame_noise: float | None = None,
 ) -> Draw:
     """All that is random in step `step`, for a global batch of `shape` `[B, C, F, H, W]`.
 
     The last `num_images` frames are independent images and never given. A caption is hidden with the probability
-    `caption_dropout` (Ho and Salimans 2022).
+    `caption_dropout` (Ho and Salimans 2022). With `frame_noise` the times are `[B, F]`: with that probability those
+    of a clip's frames are independent, each uniform on (0, 1], else they are one.
     """
     batch, _, frames = shape[:3]
     if not 0 <= num_images <= frames:
@@ -112,6 +114,10 @@ def draw(
     times = stratified_times(batch, generator, device)
     noise = torch.randn(shape, generator=generator, device=device)
     captioned = torch.rand(batch, generator=generator, device=device) >= caption_dropout
+    if frame_noise is not None:
+        own = 1 - torch.rand(batch, frames, generator=generator, device=device)
+        independent = torch.rand(batch, 1, generator=generator, device=device) < frame_noise
+        times = torch.where(independent, own, times[:, None])
     return Draw(times, noise, mask, captioned)
 
 
@@ -144,23 +150,32 @@ def diffusion_loss(
         in_channels: of the model; read from its config when left out.
         conditions: further arguments of the model's call (text).
 
+    With a time of each frame in `noise`, given frames stand at time 0, and λ is that of each frame.
+
     Returns:
         loss: `[B]`, w(λ)·‖x − x̂_θ‖² averaged over the pixels to be generated.
         error: `[B]`, ‖x − x̂_θ‖² averaged likewise, without gradient: comparable across parametrisations.
     """
     channels = model.config.in_channels if in_channels is None else in_channels
-    if channels == x.shape[1]:
+    by_frame = noise.t.ndim == 2
+    if channels == x.shape[1] and not by_frame:
         noise = replace(noise, frame_mask=torch.zeros_like(noise.frame_mask))
-    timestep = noise.t * scheduler.config.num_train_timesteps
+    t = frame_times(noise.t, noise.frame_mask) if by_frame else noise.t
+    timestep = t * scheduler.config.num_train_timesteps
     z_t = scheduler.add_noise(x, noise.noise, timestep)
+    if by_frame:
+        z_t = torch.where(noise.frame_mask[:, None, :, None, None], x, z_t)
     attention = joint_attention_mask(len(x), x.shape[2], num_images, x.device) if num_images else None
     extra = dict(conditions or {}) | ({} if attention is None else {"frame_attention_mask": attention})
     output = model(model_input(z_t, x, noise.frame_mask, channels), timestep, **extra).sample.float()
     target = scheduler.get_target(x, noise.noise, timestep)
-    weight = prediction_loss_weight(
-        scheduler.logsnr(noise.t.double()), weighting, scheduler.config.prediction_type
-    ).to(x.dtype)
-    loss = weight * mean_over_generated((output - target) ** 2, noise.frame_mask)
+    weight = prediction_loss_weight(scheduler.logsnr(t.double()), weighting, scheduler.config.prediction_type).to(
+        x.dtype
+    )
+    if by_frame:
+        loss = mean_over_generated(weight[:, None, :, None, None] * (output - target) ** 2, noise.frame_mask)
+    else:
+        loss = weight * mean_over_generated((output - target) ** 2, noise.frame_mask)
     with torch.no_grad():
         estimate = scheduler.predict_original(output, timestep, z_t).clamp(-1, 1)
         error = mean_over_generated((estimate - x) ** 2, noise.frame_mask)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import VideoClips
 from video_diffusion.data.streams import VideoStream
+from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
 from video_diffusion.training.batches import (
     Batch,
@@ -185,7 +186,14 @@ class Run:
         x = to_model(batch.clips, self.accelerator.device)
         shape, images = (self.global_batch, *x.shape[1:]), self.data.num_images
         noise = draw(
-            shape, self.args.mask_probabilities, self.args.seed, index, images, x.device, self.args.caption_dropout
+            shape,
+            self.args.mask_probabilities,
+            self.args.seed,
+            index,
+            images,
+            x.device,
+            self.args.caption_dropout,
+            self.args.frame_noise if has_frame_times(self.denoiser.config) else None,
         )
         first = self.accelerator.process_index * len(x)
         return x, noise.rows(first, first + len(x))

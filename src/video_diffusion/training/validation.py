@@ -8,8 +8,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion.data.streams import VideoStream
+from video_diffusion.model.guidance import frame_times, has_frame_times, model_input
 from video_diffusion.training.batches import to_model
-from video_diffusion.training.objective import TASKS, diffusion_loss, draw, model_input
+from video_diffusion.training.objective import TASKS, diffusion_loss, draw
 from video_diffusion.training.run import Run
 
 LIMITS = "one call 10 to 10 about 11.1, next 10.1 (of 5 to 5); 5 to 5 about 16.7, last 22.7 (docs/protocols.md)"
@@ -50,7 +51,8 @@ def validate(run: Run) -> dict[str, float]:
         errors = []
         for start in range(0, size, 16):
             x = to_model(clips[start : start + 16], run.accelerator.device)
-            noise = draw(tuple(x.shape), only, run.args.seed + 1, start, 0, x.device)
+            by_frame = 0.0 if has_frame_times(unet.config) else None
+            noise = draw(tuple(x.shape), only, run.args.seed + 1, start, 0, x.device, frame_noise=by_frame)
             text = None if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
             weighting = run.args.weighting
             errors.append(diffusion_loss(unet, run.scheduler, x, noise, weighting, conditions=text)[1])
@@ -77,6 +79,8 @@ def one_call(run: Run, unet: Any, clips: Tensor, given: int, no_text: Tensor | N
         time = torch.full((len(x),), float(run.scheduler.config.num_train_timesteps), device=x.device)
         text = {} if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
         z = run.scheduler.add_noise(x, noise, time)
+        if has_frame_times(unet.config):
+            z, time = torch.where(mask[:, None, :, None, None], x, z), frame_times(time, mask)
         output = unet(model_input(z, x, mask, unet.config.in_channels), time, **text).sample.float()
         estimate = run.scheduler.predict_original(output, time, z).clamp(-1, 1)
         frames.append(((estimate - x) / 2).square().sum((1, 3, 4))[:, given:])
