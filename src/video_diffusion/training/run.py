@@ -18,9 +18,18 @@ from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import VideoClips
+from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
-from video_diffusion.training.batches import Batch, StepBatches, channels_of, open_captions, open_source, to_model
+from video_diffusion.training.batches import (
+    Batch,
+    StepBatches,
+    StreamBatches,
+    channels_of,
+    open_captions,
+    open_source,
+    to_model,
+)
 from video_diffusion.training.build import (
     build_lr_scheduler,
     build_model,
@@ -31,6 +40,8 @@ from video_diffusion.training.build import (
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
+
+VIDEOS = (VideoClips, VideoStream)
 
 
 @dataclass
@@ -92,9 +103,9 @@ class Run:
         self.validation_source = self.open_validation()
         self.config = as_dict(arguments)
         for source in {id(source): source for source in (self.train_source, self.validation_source)}.values():
-            if isinstance(source, VideoClips):
+            if isinstance(source, VIDEOS):
                 self.tell(source.notes)
-        if isinstance(self.train_source, VideoClips):
+        if isinstance(self.train_source, VIDEOS):
             self.config["found"] = self.train_source.description
         self.text = self.open_text()
         encoder = None if self.text is None else self.text.encoder
@@ -115,7 +126,8 @@ class Run:
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
-        self.batches = StepBatches(
+        batches = StreamBatches if isinstance(self.train_source, VideoStream) else StepBatches
+        self.batches = batches(
             self.train_source,
             args.per_device_batch_size,
             self.accelerator.process_index,
@@ -228,7 +240,7 @@ class Run:
             text_encoder=encoder,
             tokenizer=None if self.text is None else self.text.tokenizer,
         )
-        if self.text is not None and isinstance(self.train_source, VideoClips):
+        if self.text is not None and isinstance(self.train_source, VIDEOS):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
             pipe.generation_config = {"example_prompts": [text for text in said if text][:4]}
         return pipe
