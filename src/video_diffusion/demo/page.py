@@ -8,10 +8,21 @@ import gradio as gr
 
 from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, Asked, read_query
 from video_diffusion.demo.limits import Limits, Settings
-from video_diffusion.demo.parts import DATASET, DRAWING, PRIVATE, Controls, Frames, Shown, counter, refusing
+from video_diffusion.demo.parts import (
+    DATASET,
+    DRAWING,
+    PRIVATE,
+    Controls,
+    Frames,
+    Shown,
+    counter,
+    refusing,
+    waiting_line,
+)
 from video_diffusion.demo.studio import Result, Studio
 
 WAITING = 32  # visitors in the queue; the next one is asked to come back
+CALLED = 8  # of them, from those who came first: the studio takes the cheapest ones first
 HEAD = """# Moving digits
 A diffusion model continues clips, makes new ones and fills gaps. An orange border marks the frames that it was given.
 """
@@ -64,7 +75,7 @@ class Panel:
 
 
 def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
-    """The page with its queue: one worker, so one clip at a time for all visitors together.
+    """The page with its queue. One request is worked on at a time, whatever the number of visitors.
 
     Args:
         studio: makes the clips.
@@ -106,7 +117,7 @@ def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
 
 
 def connect(panel: Panel, shown: Shown) -> None:
-    """Connects a tab with what is shown: one worker for all tabs, and the name of the call for programs."""
+    """Connects a tab with what is shown: one queue for all tabs, and the name of the call for programs."""
     made = gr.on(
         [panel.button.click, *panel.triggers],
         panel.make,
@@ -114,7 +125,7 @@ def connect(panel: Panel, shown: Shown) -> None:
         shown.outputs,
         api_name=panel.kind,
         concurrency_id="model",
-        concurrency_limit=1,
+        concurrency_limit=CALLED,
         show_progress_on=shown.clip,
         scroll_to_output=True,
     )
@@ -209,7 +220,7 @@ def given_panel(studio: Studio, kind: str, action: str, most: int, usual: int, e
         def make() -> Result:
             number, own = source.read(source_of_frames, clip, files, drawn)
             known: Any = len(own) if own is not None and source_of_frames == DRAWING and kind == CONTINUE else given
-            return studio.make(Asked(kind, frames, known, number, settings), own, progress)  # type: ignore[arg-type]
+            return studio.make(Asked(kind, frames, known, number, settings), own, progress, waiting_line(progress))  # type: ignore[arg-type]
 
         result = refusing(make)
         if not result.query:
@@ -277,7 +288,8 @@ def create_panel(studio: Studio) -> Panel:
             follow,
         )
         settings = Settings(*asked)
-        return Shown.answer(refusing(lambda: studio.make(Asked(CREATE, frames, settings=settings), None, progress)))  # type: ignore[arg-type]
+        request = Asked(CREATE, frames, settings=settings)  # type: ignore[arg-type]
+        return Shown.answer(refusing(studio.make, request, None, progress, waiting_line(progress)))
 
     named = {"prompt": prompt, **controls.counters, **controls.settings}
     inputs = [prompt, *controls.counters.values(), *controls.values]

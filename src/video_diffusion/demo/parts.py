@@ -28,8 +28,20 @@ def refusing(action: Callable[..., T], *given: Any) -> T:
     """What `action` returns; a ValueError or ImportError becomes a message on the page, as text and not as HTML."""
     try:
         return action(*given)
+    except MemoryError as error:
+        raise gr.Error("The memory does not suffice: ask for fewer frames or clips.", print_exception=False) from error
     except (ValueError, ImportError) as error:
         raise gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False) from error
+
+
+def waiting_line(progress: Any) -> Callable[[int, float], object]:
+    """Shows a visitor the place and the expected wait, through gradio's `Progress`."""
+
+    def tell(place: int, seconds: float) -> object:
+        others = "1 request is" if place == 1 else f"{place} requests are"
+        return progress(0.0, desc=f"{others} before yours, for about {seconds:.0f} s")
+
+    return tell
 
 
 def uploads_only(component: Any) -> Any:
