@@ -1,5 +1,6 @@
 """The page: three tabs on the left, what was made on the right, examples below; over one `Studio`. It needs gradio."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from video_diffusion.demo.parts import (
 )
 from video_diffusion.demo.studio import Result, Studio
 
-WAITING = 32  # visitors in the queue; the next one is asked to come back
-CALLED = 8  # of them, from those who came first: the studio takes the cheapest ones first
+CALLED = 32  # requests that the studio puts in its order, the cheap ones first
+WAITING = 32  # more of them, in the order of coming; the next visitor is asked to come back
 HEAD = """# Moving digits
 A diffusion model continues clips, makes new ones and fills gaps. An orange border marks the frames that it was given.
 """
@@ -330,6 +331,7 @@ def serve(
 
     studio = Studio(load_pipeline(model, OWN_SAMPLER, device=device, dtype=dtype), model=model)
     bound_images(studio.limits)
+    os.environ.setdefault("GRADIO_TEMP_DIR", studio.uploads)  # gradio's own is the same for all users of a machine
     page = build(studio, finished_clips(studio))
     page.launch(server_name=host, server_port=port, **launch_options(studio.limits))
 

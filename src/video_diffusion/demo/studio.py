@@ -90,6 +90,11 @@ class Studio:
         self.results: deque[list[Path]] = deque()
 
     @property
+    def uploads(self) -> str:
+        """A folder for uploads that nobody else can read or write; it goes away with the studio's."""
+        return str(Path(self.folder.name) / "uploads")
+
+    @property
     def samplers(self) -> tuple[str, ...]:
         """The samplers that this model has: its own alone, if it is not our scheduler or was distilled for it."""
         ours = isinstance(self.scheduler, VPContinuousScheduler) and not self.scheduler.config.deterministic

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from video_diffusion.data.modes import as_usual
 from video_diffusion.hub.configs import (
     GENERATION_CONFIG,
     INDEX,
@@ -418,7 +419,7 @@ def export_folder(
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        draft.chmod(0o755)
+        as_usual(draft)
         pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
         if variant is not None:
             _save_half(parts, draft, variant, max_shard_size)
@@ -428,7 +429,7 @@ def export_folder(
         forget_origin(draft)
         seal_pipeline(draft)
         for file in draft.glob("*/*.safetensors"):
-            file.chmod(0o644)  # safetensors makes them readable for their owner only
+            as_usual(file)  # safetensors makes them readable for their owner only
         swap(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
