@@ -1,10 +1,12 @@
 """A pipeline behind a counter: one request at a time, within limits, as a GIF, an MP4 and a contact sheet."""
 
+import contextvars
 import tempfile
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +88,7 @@ class Studio:
         if self.trained < 3:
             raise ValueError(f"The model makes clips of {self.trained} frames, expected 3 or more for the demo.")
         self.turns = Turns()
+        self.worker = ThreadPoolExecutor(1, "model")  # PyTorch keeps memory for each thread that it ever ran in
         self.folder = tempfile.TemporaryDirectory(prefix="video-diffusion-demo-")
         self.results: deque[list[Path]] = deque()
 
@@ -199,14 +202,15 @@ class Studio:
         """
         settings, windows = asked.settings, self.windows(asked)
         frames = min(asked.frames, self.trained)
-        work = check_work(settings, windows, frames, self.height, self.width, self.limits)
+        cost = check_work(settings, windows, frames, self.height, self.width, self.limits)
         if asked.kind == CREATE and windows == 1:
             check_nothing_guides(settings)
         task = to_model(self.task(asked, clip), self.pipeline.pixel_channels, settings.clips)
-        with self.turns.turn(work, waiting):
+        with self.turns.turn(cost, waiting):
             start = time.perf_counter()
-            clips = self.sample(task, settings, self.options(asked), progress)
-            return clips, time.perf_counter() - start
+            context = contextvars.copy_context()  # how gradio knows whose progress it is
+            work = self.worker.submit(context.run, self.sample, task, settings, self.options(asked), progress)
+            return work.result(), time.perf_counter() - start
 
     def windows(self, asked: Asked) -> int:
         """How often the model runs for a clip of a request."""
