@@ -16,6 +16,7 @@ from video_diffusion.data.fitting import fit
 from video_diffusion.data.video_io import Clip, tile, to_channels, write_gif, write_mp4
 from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, KINDS, Asked, call_options, python_code
 from video_diffusion.demo.limits import Limits, Settings, check_settings, check_work, choice, whole
+from video_diffusion.demo.memory import release
 from video_diffusion.demo.pictures import FPS, IN_A_ROW, write_sheet, write_shown
 from video_diffusion.demo.turns import Tell, Turns
 from video_diffusion.model.guidance import reads_frames
@@ -177,7 +178,10 @@ class Studio:
     ) -> Result:
         """Makes the clips of a request and writes their files; arguments and errors as in `clips`."""
         asked = self.check(asked)
-        return self.write(asked, *self.clips(asked, clip, progress, waiting))
+        try:
+            return self.write(asked, *self.clips(asked, clip, progress, waiting))
+        finally:
+            release()
 
     def clips(
         self,
