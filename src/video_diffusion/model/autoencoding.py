@@ -230,7 +230,7 @@ class LatentSpace:
             raise ValueError(f"`clips` have {channels} channels, expected {self.pixel_channels}, those of the VAE.")
         clips = clips if self.is_video else rearrange(clips, "b c f h w -> (b f) c h w")
         parts = clips.split(self._rows(rows))
-        z = torch.cat([self._encode(part.to(self.vae.device, self.vae.dtype)).float() for part in parts])
+        z = torch.cat([self._encode(part.to(self.vae.dtype)).float() for part in parts])
         return self.scale(z if self.is_video else rearrange(z, "(b f) c h w -> b c f h w", b=batch))
 
     def _rows(self, asked: int) -> int:
@@ -253,10 +253,10 @@ class LatentSpace:
         batch, _, frames = latents.shape[:3]
         z, rows = self.unscale(latents.float()), self._rows(rows)
         if self.sees_time:
-            parts = [self._decode(part.to(self.vae.device, self.vae.dtype), frames) for part in z.split(rows)]
+            parts = [self._decode(part.to(self.vae.dtype), frames) for part in z.split(rows)]
         else:
             images = rearrange(z, "b c f h w -> (b f) c h w")
-            parts = [self._decode(part.to(self.vae.device, self.vae.dtype)) for part in images.split(rows)]
+            parts = [self._decode(part.to(self.vae.dtype)) for part in images.split(rows)]
         clips = torch.cat([part.float() for part in parts])
         if not self.is_video:
             clips = rearrange(clips, "(b f) c h w -> b c f h w", b=batch)
