@@ -7,7 +7,7 @@ each wrap another. Every coefficient comes from the scheduler. This file travels
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class Canvas:
     known: Tensor
     video: Tensor | None = None
     start: int = 0
-    grid: FrameGrid = FrameGrid()
+    grid: FrameGrid = field(default_factory=FrameGrid)
 
     @property
     def stop(self) -> int:
