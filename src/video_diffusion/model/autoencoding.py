@@ -285,7 +285,8 @@ class LatentSpace:
             `[B, c, h, w]` by latent frame.
         """
         grid, at = self.grid, {place: i for i, place in enumerate(indices)}
-        places, found = sorted({grid.place(index) for index in indices}), {}
+        places = sorted({grid.place(index) for index in indices})
+        found: dict[int, Tensor] = {}
         while places:
             run = [place for i, place in enumerate(places) if place == places[0] + i]
             chosen = [at[frame] for place in run for frame in grid.frames(place)]

@@ -38,9 +38,29 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflo
 
 
 @group
-class ModelArguments:
-    """The denoiser and the scheduler."""
+class VaeArguments:
+    """The VAE."""
 
+    vae: str | None = argument(
+        None,
+        "Work in the latents of this VAE of diffusers: a folder, a Hub id, or a pipeline that has one.",
+        or_none(text()),
+        "agrees",
+    )
+    vae_slicing: bool = argument(False, "Let the VAE take one clip at a time, to save memory.", switch(), "applies")
+    vae_tiling: bool = argument(False, "Let the VAE take a frame in tiles, to save memory.", switch(), "applies")
+
+
+@group
+class ModelArguments(VaeArguments):
+    """The VAE, the denoiser and the scheduler."""
+
+    latents: str | None = argument(
+        "auto",
+        "With vae, a folder of `latents build`; auto: those beside the videos, if any; none: encode in each step.",
+        or_none(text()),
+        "applies",
+    )
     patch_size: int = argument(4, "Space-to-depth of the stem.", whole(1, 64), "agrees")
     block_out_channels: list[int] = argument([64, 128, 256], "Width by level.", each(whole(1, 8192)), "agrees")
     layers_per_block: list[int] = argument(
@@ -296,7 +316,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if model.logsnr_min >= model.logsnr_max:
         raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
     check_data(data)
-    _check_size(model, data)
+    if model.vae is None:
+        _check_size(model, data)
     check_train(train)
     return model, data, train
 

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from video_diffusion.data import MovingMNIST, VideoClips, load_videos
 from video_diffusion.data.captions import captions
 from video_diffusion.training.arguments import DataArguments
+from video_diffusion.training.latents import LatentClips
 
 
 class Batch(NamedTuple):
     """What one process sees in one pass.
 
     Args:
-        clips: uint8 `[B, F + num_images, H, W, C]`.
+        clips: uint8 `[B, F + num_images, H, W, C]`; or latents, float32.
         captions: one a clip, or None where there is no text.
     """
 
@@ -33,8 +34,8 @@ class StepBatches(Dataset):
     """Item k is what one process sees in pass k.
 
     Args:
-        source: `VideoClips`, of which windows are drawn; or has `__len__` and `batch(indices)` → uint8 `[B, F, H, W]`
-            or `[B, F, H, W, C]`.
+        source: `VideoClips` or `LatentClips`, of which windows are drawn; or has `__len__` and `batch(indices)` →
+            uint8 `[B, F, H, W]` or `[B, F, H, W, C]`.
         local_batch: clips of one process in one pass.
         rank: which process.
         world: number of processes.
@@ -62,13 +63,14 @@ class StepBatches(Dataset):
         group = 1 + self.num_images  # clips drawn for one row: the video, and one for each image
         first = (index * self.world + self.rank) * self.local_batch
         numbers, epochs = self._numbers(np.arange(first * group, (first + self.local_batch) * group))
-        if isinstance(self.source, VideoClips):
+        if isinstance(self.source, VideoClips | LatentClips):
             drawn, numbers = self.source.draw(numbers, epochs)
         else:
             drawn = self.source.batch(numbers)
         drawn = drawn if drawn.ndim == 5 else drawn[..., None]
         drawn = drawn.reshape(self.local_batch, group, *drawn.shape[1:])
-        frames = drawn.shape[2]
+        frames = drawn.shape[2]  # of which the first alone is an image, where latents compress time
+        frames = 1 if isinstance(self.source, LatentClips) and self.source.compressed else frames
         rows, k = np.arange(self.local_batch)[:, None], np.arange(1, group)
         images = drawn[rows, k, (first + rows + k) % frames]
         clips = torch.from_numpy(np.concatenate([drawn[:, 0], images], axis=1))
