@@ -30,9 +30,9 @@ def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> Non
             tracker.log_images({"samples": sample_grid(run)[None].cpu().numpy()}, step=step, dataformats="NHWC")
 
 
-def held_out(run: Run, size: int) -> Tensor:
-    """The first clips of the validation split (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
-    source = run.validation_source
+def held_out(run: Run, size: int, source: Any = None) -> Tensor:
+    """The first clips of the validation split or of `source` (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
+    source = run.validation_source if source is None else source
     clips = torch.from_numpy(source.batch(range(min(size, len(source)))))
     return clips if clips.ndim == 5 else clips[..., None]
 
