@@ -21,7 +21,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks import HookRegistry
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -61,6 +61,7 @@ LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our comp
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
 GENERATION_CONFIG = "generation_config.json"
 ORIGIN = ("_name_or_path", "is_local", "local_files_only")  # keys of configs: where something was loaded from
+logger = logging.get_logger(__name__)
 CACHES = ("pyramid_attention_broadcast", "faster_cache_denoiser", "faster_cache_block")  # hooks of diffusers
 
 
@@ -163,6 +164,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         super().__init__()
         if vae is not None:
             check_vae(vae)
+            if scheduler.config.get("clip_sample"):
+                logger.warning("`scheduler` clips x̂ (`clip_sample`), which is for pixels: latents have no bounds.")
         if num_channels is not None:
             if vae is None or num_channels not in (1, LatentSpace(vae).pixel_channels):
                 raise ValueError(f"`num_channels` is {num_channels!r}, expected None, or 1 with a `vae` of colours.")
