@@ -21,7 +21,7 @@ from video_diffusion.digit_reader.reader import reader_report
 from video_diffusion.digit_reader.tracking import read_clips
 from video_diffusion.evaluation.protocols import DATA_SEED
 from video_diffusion.evaluation.run import Workers, make_parts, read_parts, versions
-from video_diffusion.evaluation.sources import PipelineSource, clip_generator
+from video_diffusion.evaluation.sources import PipelineSource, clip_generator, to_clips
 from video_diffusion.sampling import trained_frames
 
 EMPTY = "empty"  # the column of clips without a prompt
@@ -142,7 +142,7 @@ class TextSource:
             generator=[clip_generator(seed, i, 0, F) for i in indices],
             output_type="pt",
         )
-        return self.source.to_grey(output.frames)[..., 0]
+        return to_clips(output.frames)[..., 0]
 
 
 def columns_of(run: TextRun, source: TextSource, prompts: Mapping[str, Sequence[Caption]]) -> dict[str, Any]:

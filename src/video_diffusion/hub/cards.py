@@ -132,12 +132,15 @@ def eval_results(evaluation: Evaluation, task: str) -> "list[EvalResult]":
 
     report, protocol = evaluation.report, evaluation.protocol
     variant = "stochastic" if protocol == "mcvd" else "classic"
+    kind, name = {"kth": ("kth", "KTH actions"), "bair": ("bair-robot-pushing", "BAIR robot pushing")}.get(
+        protocol, ("moving-mnist", f"Moving MNIST ({variant})")
+    )
     return [
         EvalResult(
             task_type=task,
             task_name=f"protocol {protocol}",
-            dataset_type="moving-mnist",
-            dataset_name=f"Moving MNIST ({variant})",
+            dataset_type=kind,
+            dataset_name=name,
             dataset_config=protocol,
             dataset_split="test",
             metric_type=result["metric"],

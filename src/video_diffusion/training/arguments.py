@@ -165,6 +165,12 @@ class DataArguments:
     )
     random_flip: bool = argument(False, "Mirror half of the clips left to right.", switch(), "agrees")
     video_column: str = argument("video", "Column of the dataset `dataset_name` with videos.", text(), "agrees")
+    streaming: bool = argument(
+        False, "Read `dataset_name` as it comes, without a copy on the disk.", switch(), "agrees"
+    )
+    shuffle_buffer: int = argument(
+        256, "Of a stream, the videos held in memory to be shuffled; 1: none.", whole(1, 10**6), "agrees"
+    )
     video_axes: str | None = argument(
         None,
         "Axes of npy and npz files, where they are not recognised: such as FHW, NFHW, FNHW, FHWC.",
@@ -434,6 +440,10 @@ def check_data(data: DataArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     if data.videos is not None and data.dataset_name is not None:
         raise ValueError(f"`videos` is {data.videos!r}, expected none beside `dataset_name`, {data.dataset_name!r}.")
+    if data.streaming and data.dataset_name is None:
+        raise ValueError("`streaming` is true, expected `dataset_name` with it: files of your own need no stream.")
+    if data.streaming and data.video_cache != "none":
+        raise ValueError(f"`video_cache` is {data.video_cache!r}, expected none: a stream is not kept.")
     if data.fps is not None and data.frame_stride != 1:
         raise ValueError(f"`frame_stride` is {data.frame_stride}, expected 1 beside `fps`, which says the same.")
 

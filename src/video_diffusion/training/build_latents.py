@@ -74,6 +74,8 @@ def build(vae_arguments: VaeArguments, data: DataArguments, args: LatentArgument
         ValueError: where the VAE and the clips do not fit each other, or the folder holds something else.
         OSError: where a file is not there or cannot be written.
     """
+    if data.streaming:
+        raise ValueError("`streaming` is true, expected false: a training encodes a stream in each step.")
     began = time.perf_counter()
     vae = open_vae(vae_arguments)
     source = open_source(data, data.train_split, args.seed)

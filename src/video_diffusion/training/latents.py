@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from video_diffusion.data import VideoClips
+from video_diffusion.data.streams import VideoStream
 from video_diffusion.hub.folder import check_weights, read_json
 from video_diffusion.model.autoencoding import LatentSpace, check_vae, save_memory
 from video_diffusion.training.arguments import DataArguments, VaeArguments
@@ -245,6 +246,10 @@ def open_latents(
         ValueError: where they are of another VAE or transform, not complete or broken.
         OSError: where a folder is named that is none.
     """
+    if asked is not None and isinstance(source, VideoStream):
+        if asked != AUTO:
+            raise ValueError(f"`latents` is {asked!r}, expected none: a stream is encoded in each step.")
+        asked = None
     folder = default_folder(data) if asked == AUTO else Path(asked or "")
     if asked is None or (asked == AUTO and not (folder / INDEX).is_file()):
         hint = "" if asked is None else "; `video-diffusion latents build` with the same flags does it once"

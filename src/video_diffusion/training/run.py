@@ -19,10 +19,19 @@ from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import VideoClips
+from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.autoencoding import LatentSpace
 from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
-from video_diffusion.training.batches import Batch, StepBatches, channels_of, open_captions, open_source, to_model
+from video_diffusion.training.batches import (
+    Batch,
+    StepBatches,
+    StreamBatches,
+    channels_of,
+    open_captions,
+    open_source,
+    to_model,
+)
 from video_diffusion.training.build import (
     build_lr_scheduler,
     build_model,
@@ -34,6 +43,8 @@ from video_diffusion.training.latents import ROWS, check_clips, open_latents, op
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
+
+VIDEOS = (VideoClips, VideoStream)
 
 
 @dataclass
@@ -96,9 +107,9 @@ class Run:
         self.space = self.open_space()
         self.config = as_dict(arguments)
         for source in {id(source): source for source in (self.train_source, self.validation_source)}.values():
-            if isinstance(source, VideoClips):
+            if isinstance(source, VIDEOS):
                 self.tell(source.notes)
-        if isinstance(self.train_source, VideoClips):
+        if isinstance(self.train_source, VIDEOS):
             self.config["found"] = self.train_source.description
         source = self.train_source
         if self.space is not None:
@@ -124,7 +135,8 @@ class Run:
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
-        self.batches = StepBatches(
+        batches = StreamBatches if isinstance(self.train_source, VideoStream) else StepBatches
+        self.batches = batches(
             source,
             args.per_device_batch_size,
             self.accelerator.process_index,
@@ -270,7 +282,7 @@ class Run:
             vae=None if self.space is None else self.space.vae,
             num_channels=None if self.space is None or self.space.pixel_channels == self.data.channels else 1,
         )
-        if self.text is not None and isinstance(self.train_source, VideoClips):
+        if self.text is not None and isinstance(self.train_source, VIDEOS):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
             pipe.generation_config = {"example_prompts": [text for text in said if text][:4]}
         return pipe

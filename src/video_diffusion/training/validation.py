@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.autoencoding import FrameGrid
 from video_diffusion.model.guidance import frame_times, has_frame_times, model_input
 from video_diffusion.training.batches import to_model
@@ -33,6 +34,8 @@ def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> Non
 def held_out(run: Run, size: int, source: Any = None) -> Tensor:
     """The first clips of the validation split or of `source` (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
     source = run.validation_source if source is None else source
+    if isinstance(source, VideoStream):
+        return torch.from_numpy(source.first(size))
     clips = torch.from_numpy(source.batch(range(min(size, len(source)))))
     return clips if clips.ndim == 5 else clips[..., None]
 
