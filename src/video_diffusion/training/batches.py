@@ -80,7 +80,7 @@ class StepBatches(Dataset):
         group, first = 1 + self.num_images, (index * self.world + self.rank) * self.local_batch
         return np.arange(first * group, (first + self.local_batch) * group)
 
-    def _joined(self, drawn: NDArray[np.uint8], index: int) -> Tensor:
+    def _joined(self, drawn: NDArray[Any], index: int) -> Tensor:
         """Clips, and of those that were drawn beside each a frame as an image: `[B, F + num_images, H, W, C]`."""
         group, first = 1 + self.num_images, (index * self.world + self.rank) * self.local_batch
         drawn = drawn if drawn.ndim == 5 else drawn[..., None]
