@@ -34,6 +34,7 @@ SHELVES = (HERE / "presets", HERE.parents[2] / "training" / "presets")  # in an 
 PRESETS = next((shelf for shelf in SHELVES if shelf.is_dir()), SHELVES[0])
 WEIGHTINGS = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
 CURVES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "trapezoid")
+TEXT_CACHES = ("disk", "memory")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 
 
@@ -93,7 +94,7 @@ class ModelArguments:
     gamma: float = argument(0.3, "γ of the ancestral sampler, 0 to 1.", real(0, 1), "applies")
     text_encoder: str | None = argument(
         None,
-        "small-bert (trained jointly), or an encoder's Hub id or folder; left out: no text.",
+        "small-bert (trained jointly), or the Hub id or folder of BERT, CLIP, T5, …; left out: no text.",
         or_none(text()),
         "agrees",
     )
@@ -165,6 +166,15 @@ class DataArguments:
     )
     caption_column: str = argument(
         "caption", "Captions: a column of the dataset, or of the folder's metadata.", text(), "agrees"
+    )
+    text_cache: str = argument(
+        "disk",
+        "What a frozen text encoder reads of videos' captions is kept on the disk, or in memory only.",
+        one_of(*TEXT_CACHES),
+        "applies",
+    )
+    text_cache_dir: str | None = argument(
+        None, "Where on the disk; left out: among the assets of huggingface_hub.", or_none(text()), "applies"
     )
     num_images: int = argument(
         0, "Independent images added to each clip as further frames (joint training).", whole(0, 4096), "agrees"

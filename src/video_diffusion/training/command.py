@@ -41,6 +41,7 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
             run.accelerator.end_training()
             return 0
         resume(run)
+        run.read_texts()
         if run.accelerator.is_main_process:
             write_record(run)
     except (ValueError, OSError, ImportError) as error:

@@ -20,7 +20,15 @@ from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, V
 from video_diffusion.data import VideoClips
 from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
-from video_diffusion.training.batches import Batch, StepBatches, channels_of, open_captions, open_source, to_model
+from video_diffusion.training.batches import (
+    Batch,
+    StepBatches,
+    channels_of,
+    open_captions,
+    open_source,
+    text_folder,
+    to_model,
+)
 from video_diffusion.training.build import (
     build_lr_scheduler,
     build_model,
@@ -148,6 +156,21 @@ class Run:
         encoder, tokenizer = open_text_encoder(model.text_encoder, model.max_text_length)
         trained = model.text_encoder == SMALL_BERT or model.train_text_encoder
         return RunText(encoder, tokenizer, trained, self.accelerator.device)
+
+    def read_texts(self) -> None:
+        """Has a frozen text encoder read the videos' captions, once for all runs; called before the first step.
+
+        Raises:
+            ValueError: if their states cannot be kept on the disk.
+        """
+        source, cached = self.train_source, self.data.text_cache == "disk"
+        if self.text is None or self.text.trained or not cached or not isinstance(source, VideoClips):
+            return
+        texts, folder = source.captions(self.data.caption_column), text_folder(self.data)
+        with self.accelerator.main_process_first():
+            count = self.text.read(texts, folder)
+        if count:
+            self.tell([f"the text encoder has read {count} texts; their states are kept in {folder}."])
 
     def open_model(self) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
         """The denoiser that learns, with the weights that it starts from, and its scheduler."""
