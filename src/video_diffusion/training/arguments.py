@@ -35,7 +35,6 @@ PRESETS = next((shelf for shelf in SHELVES if shelf.is_dir()), SHELVES[0])
 WEIGHTINGS = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
 CURVES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "trapezoid")
 TEXT_CACHES = ("disk", "memory")
-TRACKERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 
 
 @group
@@ -274,11 +273,15 @@ class TrainArguments:
     log_steps: int = argument(20, "Steps between loss reports.", whole(1), "applies")
     validation_steps: int = argument(1000, "Steps between validations; 0: never.", whole(0), "applies")
     validation_videos: int = argument(64, "Held-out clips of a validation.", whole(1), "applies")
-    sample_steps: int = argument(2000, "Steps between sample grids; 0: never.", whole(0), "applies")
+    sample_steps: int = argument(2000, "Steps between samples, shown as videos; 0: never.", whole(0), "applies")
+    sample_videos: int = argument(4, "Held-out clips of which samples are made.", whole(1, 64), "applies")
+    sample_prompts: list[str] | None = argument(
+        None, "Prompts of samples; left out: captions of these clips.", or_none(each(text())), "applies"
+    )
     checkpointing_steps: int = argument(1000, "Steps between checkpoints; 0: only the last.", whole(0), "applies")
     checkpoints_total_limit: int = argument(2, "Checkpoints that are kept.", whole(1), "applies")
     resume: bool = argument(True, "Go on from the newest checkpoint in output_dir.", switch(), "applies")
-    tracker: str = argument("tensorboard", "A tracker of accelerate, or none.", one_of(*TRACKERS), "applies")
+    tracker: str = argument("tensorboard", "A tracker of accelerate (wandb, trackio, …), or none.", text(), "applies")
     dry_run: bool = argument(False, "Report the resolved run and what a step costs; stop.", switch(), "applies")
     push_to_hub: bool = argument(False, "Upload the pipeline at the end.", switch(), "applies")
     hub_model_id: str | None = argument(None, "Repository for push_to_hub.", or_none(repository()), "applies")

@@ -16,6 +16,7 @@ from video_diffusion.training.distillation import Distillation, measure, parse_d
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
 from video_diffusion.training.run import Run
+from video_diffusion.training.trackers import start_tracker
 from video_diffusion.training.validation import validate
 
 Measure = Callable[..., dict[str, float]]
@@ -44,6 +45,7 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
         run.read_texts()
         if run.accelerator.is_main_process:
             write_record(run)
+        start_tracker(run)
     except (ValueError, OSError, ImportError) as error:
         return _say(name, 2, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -51,7 +53,6 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
     except KeyboardInterrupt:
         return _say(name, 130, "interrupted before the first step; nothing has changed.")
     try:
-        run.accelerator.init_trackers("training")
         stopped_by = train(run, measure)
         if stopped_by is None:
             require_finite(run)

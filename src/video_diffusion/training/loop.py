@@ -13,6 +13,7 @@ from video_diffusion.training.batches import passes
 from video_diffusion.training.build import whole
 from video_diffusion.training.checkpoints import save
 from video_diffusion.training.run import Run
+from video_diffusion.training.samples import show_samples
 from video_diffusion.training.validation import report, validate
 
 
@@ -60,6 +61,8 @@ def train(run: Run, measure: Callable[..., dict[str, float]] = validate) -> str 
                 accelerator.log(values | {"clips_per_second": rate}, step=step)
             if args.validation_steps and (step % args.validation_steps == 0 or step == args.max_steps):
                 report(run, step, measure)
+            if args.sample_steps and step % args.sample_steps == 0:
+                show_samples(run, step)
             signalled, part_over, over = agreed(run, signals.came, clock.part_is_over, clock.run_is_over)
             ended = over or step == args.max_steps
             if not ended:

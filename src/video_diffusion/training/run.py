@@ -39,6 +39,7 @@ from video_diffusion.training.build import (
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
+from video_diffusion.training.trackers import check_tracker
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Run:
         args = self.args
         self.history: list[dict[str, Any]] = []  # arguments that were in force before, each until a step
         self.output = Path(args.output_dir)
+        check_tracker(args.tracker)
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -105,6 +107,8 @@ class Run:
         if isinstance(self.train_source, VideoClips):
             self.config["found"] = self.train_source.description
         self.text = self.open_text()
+        if args.sample_prompts is not None and self.text is None:
+            raise ValueError(f"`sample_prompts` is {args.sample_prompts}, expected none without a `text_encoder`.")
         encoder = None if self.text is None else self.text.encoder
         denoiser, self.scheduler = self.open_model()
         if args.gradient_checkpointing:
