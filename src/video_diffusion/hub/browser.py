@@ -23,7 +23,6 @@ import torch
 from video_diffusion.hub.folder import PACKAGE
 from video_diffusion.hub.onnx import check_exportable, export_onnx, sampler_table
 from video_diffusion.hub.transfer import Destination, upload
-from video_diffusion.sampling import OWN_SAMPLER
 
 if TYPE_CHECKING:
     from video_diffusion.data.video_io import Clip
@@ -122,7 +121,7 @@ def usual_calls(pipeline: "VideoDiffusionPipeline") -> int:
 
 def sampler_of(pipeline: "VideoDiffusionPipeline") -> str:
     """What the page's sampler is called in Python: DPM-Solver++; for a model distilled to few calls its own."""
-    return OWN_SAMPLER if pipeline.scheduler.config.deterministic else "dpm++"
+    return "ancestral" if pipeline.scheduler.config.deterministic else "dpm++"
 
 
 def table_calls(pipeline: "VideoDiffusionPipeline") -> list[int]:
@@ -167,9 +166,10 @@ def probe(pipeline: "VideoDiffusionPipeline", height: int, width: int) -> dict[s
 
 def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, Any]:
     """Writes test clips as `clips.png` and a finished one as `example.png`, a row for each; says what they are."""
+    from diffusers import DPMSolverMultistepScheduler
+
     from video_diffusion.data import MovingMNIST
     from video_diffusion.data.video_io import to_channels, to_uint8
-    from video_diffusion.sampling import choose_sampler
 
     trained, size = pipeline.unet.config.get("num_frames") or USUAL_FRAMES, pipeline.unet.config.sample_size
     size = size if isinstance(size, int) else size[0]
@@ -179,7 +179,8 @@ def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, A
     frames, given = min(USUAL_FRAMES, trained), min(USUAL_GIVEN, trained - 1)
     given, calls = min(given, frames - 1), usual_calls(pipeline)
     scheduler = pipeline.scheduler
-    pipeline.scheduler = choose_sampler(scheduler, sampler_of(pipeline), None)
+    if not scheduler.config.deterministic:
+        pipeline.scheduler = scheduler.as_diffusers(DPMSolverMultistepScheduler)
     try:
         pipeline.set_progress_bar_config(disable=True)
         made: Any = pipeline(
