@@ -6,33 +6,42 @@ refused before anything began. 1: something came in the way; what is safe, and h
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from video_diffusion.hub.adapters import push_adapter, save_adapter, write_adapter_card
 from video_diffusion.hub.publish import push_pipeline
 from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.checkpoints import checkpoints, require_finite, resume, save_pipeline, write_record
 from video_diffusion.training.distillation import Distillation, measure, parse_distillation
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
+from video_diffusion.training.lora import Adaptation, parse_adaptation
 from video_diffusion.training.run import Run
 from video_diffusion.training.trackers import start_tracker
 from video_diffusion.training.validation import validate
 
 Measure = Callable[..., dict[str, float]]
+Keep = Callable[[Run], None]
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one part of a training and returns its exit code."""
-    return _part(Run.name, lambda: Run(parse_arguments(argv)), validate)
+    return _part(Run.name, lambda: Run(parse_arguments(argv)), validate, keep_pipeline)
 
 
 def distill(argv: Sequence[str]) -> int:
     """Runs one part of a distillation and returns its exit code."""
-    return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure)
+    return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure, keep_pipeline)
 
 
-def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
+def train_lora(argv: Sequence[str]) -> int:
+    """Runs one part of the training of an adapter and returns its exit code."""
+    return _part(Adaptation.name, lambda: Adaptation(parse_adaptation(argv)), validate, keep_adapter)
+
+
+def _part(name: str, open_run: Callable[[], Run], measure: Measure, keep: Keep) -> int:
     """Runs one part of what `open_run` gives, and returns its exit code."""
     try:
         run = open_run()
@@ -58,7 +67,7 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
             require_finite(run)
         _let_go(run)
         if stopped_by is None:
-            finish(run)
+            finish(run, keep)
     except FloatingPointError as error:  # all processes raise it together
         _let_go(run)
         return _say(name, 1, f"{error} {_how_to_go_on(run)}")
@@ -76,11 +85,11 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
     return 0
 
 
-def finish(run: Run) -> None:
-    """Writes the pipeline, and uploads it if asked to.
+def finish(run: Run, keep: Keep) -> None:
+    """Writes what was trained, and uploads it if asked to.
 
     Raises:
-        FloatingPointError: if nothing was learned: a pipeline that is there stays.
+        FloatingPointError: if nothing was learned: what is there stays.
         OSError: if it cannot be written or uploaded.
     """
     if run.progress.good_steps == 0:
@@ -88,12 +97,28 @@ def finish(run: Run) -> None:
             f"The gradient was finite in none of the {run.progress.step} steps, so nothing was learned and no "
             "pipeline was written."
         )
-    if not run.accelerator.is_main_process:
-        return
+    if run.accelerator.is_main_process:
+        keep(run)
+
+
+def keep_pipeline(run: Run) -> None:
+    """Writes the pipeline into the output folder, and uploads it if asked to."""
     save_pipeline(run.pipeline(), run.output)
     print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
     if run.args.push_to_hub and run.args.hub_model_id is not None:
         push_pipeline(run.output, run.args.hub_model_id)
+
+
+def keep_adapter(run: Any) -> None:
+    """Writes the adapter, or with `merged` a pipeline that holds it, and uploads it if asked to."""
+    if run.args.merged:
+        keep_pipeline(run)
+        return
+    save_adapter(run.pipeline(merged=False), run.output)
+    write_adapter_card(run.output, run.args.hub_model_id)
+    print(f"Trained {run.progress.step} steps; the adapter is in {run.output}.")
+    if run.args.push_to_hub and run.args.hub_model_id is not None:
+        push_adapter(run.output, run.args.hub_model_id)
 
 
 def _let_go(run: Run) -> None:

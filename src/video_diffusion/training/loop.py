@@ -38,6 +38,8 @@ def train(run: Run, measure: Callable[..., dict[str, float]] = validate) -> str 
     speed, clock = Speed(first * run.global_batch), Clock(run)
     run.model.train()
     cool(run)
+    if run.reports_start and args.validation_steps and progress.step == 0:
+        report(run, 0, measure)
     with Signals() as signals, _bar(run) as bar:
         for index, batch in enumerate(passes(run.batches, first, last, run.data.dataloader_num_workers), start=first):
             with accelerator.accumulate(run.model):
@@ -106,7 +108,7 @@ def update(run: Run) -> float:
         )
     run.lr_scheduler.step()
     run.optimizer.zero_grad()
-    run.ema.step(whole(run.learner.parameters()))
+    run.ema.step(whole(run.learned(run.learner)))
     progress.step += 1
     return norm
 

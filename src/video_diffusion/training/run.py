@@ -6,14 +6,16 @@ two processes compute what one with twice the batch computes, and a run that was
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
@@ -71,6 +73,7 @@ class Run:
         name: of what the run does, for messages.
         groups: its arguments.
         num_stages: parts of the run, of which each has a curve of the learning rate of its own.
+        reports_start: whether a validation comes before the first step too.
 
     Raises:
         ValueError: if they do not fit each other, or what they name.
@@ -80,6 +83,7 @@ class Run:
     name = "train"
     groups = GROUPS
     num_stages = 1
+    reports_start = False
     data: DataArguments
     args: TrainArguments
 
@@ -119,7 +123,7 @@ class Run:
             compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
         ready_to_shard(self.learner, self.accelerator, args)
-        self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
+        self.ema = EMAModel(self.learned(self.learner), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         stage = replace(args, max_steps=math.ceil(args.max_steps / self.num_stages))
         self.lr_scheduler = build_lr_scheduler(optimizer, stage)
@@ -134,7 +138,7 @@ class Run:
             self.accelerator.num_processes,
             self.data.num_images,
             args.seed,
-            None if self.text is None else open_captions(self.train_source, self.data, args.seed),
+            None if self.text is None else self.open_captions(),
         )
 
     def open_validation(self) -> Any:
@@ -190,6 +194,14 @@ class Run:
         if self.text is None or not self.text.trained or encoder is None:
             return denoiser
         return TextDenoiser(denoiser, encoder)
+
+    def learned(self, learner: nn.Module) -> list[nn.Parameter]:
+        """The weights of a learner that are averaged; the others stay as they are."""
+        return list(learner.parameters())
+
+    def open_captions(self) -> Callable[[NDArray[np.int64]], list[str]]:
+        """Gives the captions of clips by their numbers in the training source."""
+        return open_captions(self.train_source, self.data, self.args.seed)
 
     @property
     def global_batch(self) -> int:
