@@ -193,11 +193,11 @@ def test_the_command_generates_with_an_adapter(base, trained, tmp_path):
     ("change", "message"),
     [
         ({"block_out_channels": (16, 48)}, r"does not fit the unet: its layer .* is for weights \(.*\), expected \("),
-        ({"transformer_layers": None}, r"does not fit the unet: it has the layer mid_block.*, which is not there"),
         (
-            {"transformer_layers": 2},
-            r"it has no weights for mid_block.transformer_blocks.1.*, which its settings name",
+            {"transformer_layers": None, "layers_per_block": (1, 1), "spatial_attention": True},
+            "does not fit the unet: it has the layer mid_block.*, which is not there",
         ),
+        ({"transformer_layers": 2}, "it has no weights for mid_block.transformer_blocks.1.*, which its settings name"),
     ],
 )
 def test_an_adapter_of_another_network_is_refused_by_name(change, message, trained):

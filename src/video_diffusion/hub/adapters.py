@@ -118,7 +118,7 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
         datasets=[run["dataset_name"]] if str(run.get("dataset_name") or "").count("/") == 1 else None,
         instance_prompt=_prompt(run),
     )
-    values = {
+    values: dict[str, Any] = {
         "name": model_id.rpartition("/")[2],
         "model_id": model_id,
         "base": base,

@@ -149,6 +149,6 @@ def _check_layers(
     targets = config(**{key: settings[key] for key in names if settings.get(key) is not None})
     for place, module in modules.items():
         plain = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and "lora_" not in place
-        lacking = plain and not place.endswith(".base_layer") and place not in found
-        if lacking and check_target_module_exists(targets, place):
+        without = plain and not place.endswith(".base_layer") and place not in found
+        if without and check_target_module_exists(targets, place):
             raise ValueError(f"{complaint}: it has no weights for {place}, which its settings name.")

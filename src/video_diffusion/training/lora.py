@@ -5,7 +5,7 @@ weights learn. Data, given frames, captions, optimiser, trackers, checkpoints an
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate.utils import DistributedType
@@ -142,8 +142,8 @@ class Adaptation(Run):
         """Settings of an adapter of these layers, as peft has them."""
         from peft import LoraConfig
 
-        args, config = self.args, LoraConfig
-        return config(  # type: ignore[call-arg]
+        args, config = self.args, cast(Any, LoraConfig)
+        return config(
             r=args.lora_rank,
             lora_alpha=args.lora_rank if args.lora_alpha is None else args.lora_alpha,
             lora_dropout=args.lora_dropout,
