@@ -29,6 +29,7 @@ from video_diffusion.digit_reader.reader import reader_report
 from video_diffusion.evaluation import PipelineSource, open_source
 from video_diffusion.evaluation.figure import Panel, colours_of, draw_panels, sheet_of, write_picture
 from video_diffusion.evaluation.run import open_parts
+from video_diffusion.evaluation.sources import to_clips
 from video_diffusion.model.windows import SCHEMES
 from video_diffusion.sampling import SAMPLERS
 
@@ -56,7 +57,7 @@ def make(source: PipelineSource, args: argparse.Namespace, scheme: str, folder: 
                 output_type="pt",
             ).frames
             with atomic_path(file) as draft:
-                np.savez_compressed(draft, video=source.to_grey(made)[0, ..., 0])
+                np.savez_compressed(draft, video=to_clips(made)[0, ..., 0])
         with np.load(file, allow_pickle=False) as part:
             videos.append(part["video"])
     return np.stack(videos)

@@ -339,8 +339,8 @@ function python(request) {
   const count = request.given
   const lines = ['import torch', 'from video_diffusion.sampling import load_pipeline']
   if (known && request.clip === null) {
-    lines.push('from video_diffusion.data.reading import read_video', 'from video_diffusion.data.video_io import resize', '')
-    lines.push(`clip = resize(read_video("mine.gif"), ${size[0]}, ${size[1]})  # a file with your frames`)
+    lines.push('from video_diffusion.data.fitting import fit', 'from video_diffusion.data.reading import read_video', '')
+    lines.push(`clip = fit(read_video("mine.gif"), ${size[0]}, ${size[1]})  # a file with your frames`)
   } else if (known) {
     lines.push('from video_diffusion.data import MovingMNIST', '')
     lines.push(`clip = MovingMNIST(split="test", num_frames=${request.frames}, image_size=${size[0]}, seed=0).batch([${request.clip}])[0][..., None]`)
@@ -429,7 +429,10 @@ async function readPicture(file) {
   context.imageSmoothingQuality = 'high'
   const frame = picture => {
     context.fillRect(0, 0, width, height)
-    context.drawImage(picture, 0, 0, width, height)
+    const from = [picture.displayWidth ?? picture.width, picture.displayHeight ?? picture.height]
+    const scale = Math.max(width / from[0], height / from[1]) // covers the frame, and is cut at the centre, as in training
+    const [w, h] = from.map(edge => edge * scale)
+    context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h)
     return fromPixels(context.getImageData(0, 0, width, height).data)
   }
   try {

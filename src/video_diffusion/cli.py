@@ -9,19 +9,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 COMMANDS = (
-    *(
-        "generate",
-        "train",
-        "train_lora",
-        "distill",
-        "dataset",
-        "metrics",
-        "evaluate",
-        "hub",
-        "demo",
-        "export",
-        "doctor",
-    ),
+    *("generate", "train", "train_lora", "distill", "latents", "dataset", "metrics", "evaluate", "hub", "demo"),
+    *("export", "doctor"),
     "completion",
 )
 REFUSALS = (ValueError, TypeError, OSError, ImportError, OverflowError)  # each says what is wrong with the input

@@ -47,16 +47,21 @@ def ends(length: int, at_start: int, at_end: int) -> list[int]:
 def file_task(video: "Video", at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
     """The task of one video: its frames at the start and at the end are given, at the model's size.
 
-    No more of it is read than the given frames, and the whole clip where the video has the frames for it.
+    They are resized and cut as in training by default (`data.fitting`): what covers the size, without its edges. No
+    more of it is read than the given frames, and the whole clip where the video has the frames for it.
     """
+    from video_diffusion.data.fitting import read_fitted
+
     length = video.num_frames
     if length < at_start + at_end:
         raise ValueError(f"`VIDEO_FILE` has {length} frames, expected the {at_start + at_end} given ones at least.")
     if (video.height, video.width) != (height, width):
         sizes = f"{video.width}×{video.height} to {width}×{height}"
-        print(f"Resized the given frames from {sizes}, the model's size.", file=sys.stderr)
+        cropped = video.height * width != video.width * height
+        how = "Resized and cropped at the centre" if cropped else "Resized"
+        print(f"{how} the given frames from {sizes}, the model's size.", file=sys.stderr)
     whole = length == num_frames or (length > num_frames and not at_end)
-    clip = video.read(range(num_frames) if whole else ends(length, at_start, at_end), (height, width))
+    clip = read_fitted(video, range(num_frames) if whole else ends(length, at_start, at_end), height, width)
     given = clip[ends(len(clip), at_start, at_end)]
     return Task(ends(num_frames, at_start, at_end), num_frames, given[None], clip[None] if whole else None)
 
@@ -192,7 +197,8 @@ def sampler_name(pipeline: "VideoDiffusionPipeline") -> str:
 
 def trained_frames(pipeline: "VideoDiffusionPipeline") -> int:
     """The number of frames that a model was trained on."""
-    return int(pipeline.unet.config.get("num_frames") or USUAL_FRAMES)
+    frames = pipeline.unet.config.get("num_frames")  # of the latents, where there is a VAE
+    return int(pipeline.frame_grid.start(frames) if frames else USUAL_FRAMES)
 
 
 def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:

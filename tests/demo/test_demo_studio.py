@@ -126,6 +126,8 @@ def test_a_visitors_clip_of_another_size_and_length_is_taken_at_its_ends(studio)
     task = studio.task(asked, clip.repeat(2, axis=1).repeat(2, axis=2))
     assert task.places == [0, 4]
     assert np.array_equal(task.given[0], clip[[0, 8]])
+    wide = np.pad(clip, ((0, 0), (0, 0), (5, 5), (0, 0)), constant_values=255)
+    assert np.array_equal(studio.task(asked, wide).given[0], clip[[0, 8]])  # the sides are cut off, as in training
     with pytest.raises(ValueError, match="There are 1 frames, expected at least the 2 given ones"):
         studio.task(asked, clip[:1])
 

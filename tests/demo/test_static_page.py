@@ -407,7 +407,8 @@ def test_a_prompt_by_keyboard(pipeline, url, visit, tmp_path):
 
 
 def test_an_upload_and_a_drawing_are_continued(pipeline, url, visit, tmp_path):
-    write_gif(truth(4)[:3], tmp_path / "mine.gif", scale=1)
+    sides = ((0, 0), (0, 0), (8, 8), (0, 0))  # are cut off, as in training
+    write_gif(np.pad(truth(4)[:3], sides, constant_values=255), tmp_path / "mine.gif", scale=1)
     page = visit(f"{url}?backend=wasm&kind=predict&steps=1&frames=5&given=3")
     page.get_by_label("Upload").check()
     page.get_by_role("button", name="Continue the clip").click()

@@ -84,7 +84,14 @@ CLIPS = """
     from datasets import load_dataset
     from video_diffusion.data import MovingMNIST
     clips = load_dataset("alice/clips", split="test").with_format("numpy")
-    assert (clips[:]["video"] == MovingMNIST(split="test", num_frames=3, image_size=32).batch(range(4))).all()
+    expected = MovingMNIST(split="test", num_frames=3, image_size=32).batch(range(4))
+    assert (clips[:]["video"] == expected).all()
+"""
+STREAM = """
+    from video_diffusion.data import MovingMNIST, stream_videos
+    stream = stream_videos("alice/clips", "test", num_frames=3, image_size=32)
+    assert (stream.first(4)[..., 0] == MovingMNIST(split="test", num_frames=3, image_size=32).batch(range(4))).all()
+    assert len(list(stream.draw([[0, 1], [6, 7]]))) == 2
 """
 
 
@@ -153,7 +160,7 @@ def test_a_private_pipeline_loads_with_and_without_the_package_online_and_offlin
         files = fill(hub, pipeline, tmp_path)
         assert sum(name.endswith("fp16.safetensors") for name in files) == 1
         assert sum(name.endswith(".safetensors") for name in files) > 2  # the full weights are sharded
-        more = {"with": (VARIANTS, REFUSED, CLIPS), "without": ()}
+        more = {"with": (VARIANTS, REFUSED, CLIPS, STREAM), "without": ()}
         online = {way: script(tmp_path / f"{way}.pt", *ways[way], *more[way]) for way in ways}
         printed = run_both(online, {way: hub.environment(homes[way], TOKEN) for way in ways})
         to_storage = [token for method, path, token in hub.requests if path.startswith("/lfs/")]

@@ -12,7 +12,8 @@ from video_diffusion.sampling import SAMPLERS, fastest_device
 if TYPE_CHECKING:
     from video_diffusion.evaluation import Source, Workers
 
-NAMES = ("paper", "mcvd", "openstl", "unconditional", "text")
+FOLDERS = ("kth", "bair")  # of which the user has the data
+NAMES = ("paper", "mcvd", "openstl", "unconditional", "text", *FOLDERS)
 SHOWN = 4  # clips in the picture
 
 
@@ -28,6 +29,7 @@ def register(subparsers: Any) -> None:
     add("--model", default="moving-mnist", help="embedded model, folder, Hub id or folder of videos: one npy, GIF or "
         "MP4 file a clip, or npz arrays, in the order of their numbers (default: %(default)s)")  # fmt: skip
     add("--protocol", required=True, choices=NAMES)
+    add("--data", type=Path, metavar="DIR", help="kth, bair: folder with the data set in its published layout")
     add("--num-videos", type=int, metavar="N", help="clips (default: the protocol's)")
     add("--num-samples", type=int, metavar="S", help="predictions of each clip (default: the protocol's)")
     add("--num-frames", type=int, nargs="+", metavar="F", help="unconditional: lengths, of 10 and 20 (default: both)")
@@ -52,7 +54,7 @@ def register(subparsers: Any) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Scores the model and writes the report."""
     check_arguments(args)
-    from video_diffusion.evaluation import PROTOCOLS, Run, Scorer, evaluate
+    from video_diffusion.evaluation import PROTOCOLS, PUBLISHED, Run, Scorer, evaluate
     from video_diffusion.evaluation.cache import default_folder
     from video_diffusion.evaluation.report import markdown
 
@@ -60,7 +62,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.protocol == "text":
         run_text(args, workers)
         return
-    protocol = PROTOCOLS[args.protocol]
+    protocol = PUBLISHED[args.protocol].on(args.data) if args.protocol in FOLDERS else PROTOCOLS[args.protocol]
     source = source_of(args)
     run = Run.of(source, protocol, args.num_videos, args.num_samples, args.num_frames, args.batch_size)
     scorer = Scorer(protocol, run.lengths, args.device, cache=default_folder())
@@ -101,7 +103,8 @@ def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
     """The command that makes the same report, with the numbers that were defaults."""
     names = ("num_videos", "num_samples", "guidance_scales")
     numbers: dict[str, Any] = {name: report[name] for name in names if name in report}
-    asked: dict[str, Any] = {"model": args.model, "protocol": args.protocol, **numbers, "num_frames": args.num_frames}
+    asked: dict[str, Any] = {"model": args.model, "protocol": args.protocol, "data": args.data, **numbers}
+    asked["num_frames"] = args.num_frames
     if "steps" in report["sampling"]:
         asked |= {name: report["sampling"][name] for name in ("sampler", "steps")}
         asked |= {"gamma": args.gamma, "seed": args.seed}
@@ -147,6 +150,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--num-samples` is {args.num_samples}, expected none with `--protocol text`.")
     if args.num_frames is not None and args.protocol != "unconditional":
         raise ValueError(f"`--num-frames` is {args.num_frames}, expected none with `--protocol {args.protocol}`.")
+    if (args.data is None) is (args.protocol in FOLDERS):
+        if args.data is not None:
+            raise ValueError(f"`--data` is {args.data}, expected none with `--protocol {args.protocol}`.")
+        from video_diffusion.data import bair, kth
+
+        layout = {"kth": kth.LAYOUT, "bair": bair.LAYOUT}[args.protocol]
+        raise ValueError(f"`--data` is missing, expected a folder with `--protocol {args.protocol}`: {layout}.")
     check_history_guidance(args)
     if args.history_guidance != 1 and args.protocol == "text":
         raise ValueError(f"`--history-guidance` is {args.history_guidance}, expected none with `--protocol text`.")

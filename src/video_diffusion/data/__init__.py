@@ -5,7 +5,7 @@ from video_diffusion.data.clips import ClipShape, VideoClips
 from video_diffusion.data.digits import Digits, load_digits, resize_images, save_digits
 from video_diffusion.data.moving_mnist import MovingMNIST
 from video_diffusion.data.trajectories import classic_positions, stochastic_positions
-from video_diffusion.data.videos import load_videos, open_videos
+from video_diffusion.data.videos import load_videos, open_videos, stream_videos
 
 __all__ = [
     "ClipShape",
@@ -22,5 +22,6 @@ __all__ = [
     "resize_images",
     "save_digits",
     "stochastic_positions",
+    "stream_videos",
     "write_parquet",
 ]

@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from video_diffusion.data.decoded import Decoded, decode_to_disk, decode_to_memory, disk_key
+from video_diffusion.data.fitting import CROPS, covering_size, cut
 from video_diffusion.data.frames import Frame, Video
 from video_diffusion.data.moving_mnist import checked_indices
-from video_diffusion.data.stored import StoredVideos, VideoFiles
+from video_diffusion.data.stored import StoredVideos, VideoTable
 from video_diffusion.data.trajectories import clip_keys, stream_key, uniform
-from video_diffusion.data.video_io import to_channels
+from video_diffusion.data.video_io import Clip, to_channels
 
 T = TypeVar("T")
-CROPS = ("center", "random", "none")
 ON_BAD = ("skip", "fail")
 CACHES = ("none", "memory", "disk")
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, fill the unit interval evenly from the first few on
@@ -73,8 +73,21 @@ class ClipShape:
         """The size to which a frame is resized before it is cut to H×W."""
         if self.crop == "none":
             return self.height, self.width
-        scale = max(self.height / height, self.width / width)
-        return max(self.height, round(height * scale)), max(self.width, round(width * scale))
+        return covering_size(height, width, self.height, self.width)
+
+    def read(self, video: Video, start: int, y: float = 0.5, x: float = 0.5, mirrored: bool = False) -> Clip:
+        """The window of a video that begins with frame `start`, cut where y and x say: uint8 `[F, H, W, C]`."""
+        return self.place(self.covering(video, self.indices(video, start)), y, x, mirrored)
+
+    def covering(self, video: Video, indices: NDArray[np.int64] | None) -> Clip:
+        """Frames of a video, None: all, at the size that covers H×W, with C channels."""
+        frames = video.read(None if indices is None else indices.tolist(), self.cover(video.height, video.width))
+        return to_channels(frames, self.num_channels or 1)
+
+    def place(self, frames: Clip, y: float, x: float, mirrored: bool) -> Clip:
+        """Frames cut to H×W, and mirrored."""
+        frames = cut(frames, self.height, self.width, y, x)
+        return frames[:, :, ::-1] if mirrored else frames
 
     def starts(self, video: Video) -> int:
         """How many windows there are in a video; 0 or less: it is too short."""
@@ -110,6 +123,28 @@ class ClipShape:
         last = 0.0 if video.times is None else float(video.times[-1])
         least = (self.num_frames - 1) / self.fps
         return _SHORT, f"{video.name} spans {last:.3g} s, expected at least {least:.3g} s with `fps` {self.fps:g}."
+
+
+def channels_of(videos: Iterable[Video]) -> int:
+    """1 where all of these videos are grey in the frames that are looked at, 3 where none is.
+
+    Raises:
+        ValueError: where some are and others are not.
+    """
+    found: dict[int, list[str]] = {1: [], 3: []}
+    for video in videos:
+        look = sorted({0, video.num_frames // 2, video.num_frames - 1})
+        try:
+            frames = video.read(look, (32, 32)).astype(int)
+        except (ValueError, OSError):
+            continue  # is found again when it is decoded
+        found[3 if np.ptp(frames, axis=-1).max() > GREY else 1].append(video.name)
+    if found[1] and found[3]:
+        raise ValueError(
+            f"`num_channels` is not given, but {found[1][0]} is grey and {found[3][0]} is in colour: expected 3 "
+            "(grey is repeated) or 1 (colour becomes luma)."
+        )
+    return 1 if found[1] else 3
 
 
 class VideoClips:
@@ -151,7 +186,7 @@ class VideoClips:
             if value not in known:
                 raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(known)}.")
         self.stored, self.seed, self.on_bad_video = stored, seed, on_bad_video
-        self.threads = min(8, os.cpu_count() or 1) if isinstance(stored, VideoFiles) else 1
+        self.threads = 1 if isinstance(stored, VideoTable) else min(8, os.cpu_count() or 1)
         self.videos: list[Video] = []
         self.places: list[int] = []
         self.left_out: list[tuple[str, str]] = []  # kind and reason
@@ -191,20 +226,7 @@ class VideoClips:
         if asked is not None:
             return asked
         chosen = np.unique(np.linspace(0, len(self.videos) - 1, PROBED).astype(int)).tolist()
-        found: dict[int, list[str]] = {1: [], 3: []}
-        for video in (self.videos[i] for i in chosen):
-            look = sorted({0, video.num_frames // 2, video.num_frames - 1})
-            try:
-                frames = video.read(look, (32, 32)).astype(int)
-            except (ValueError, OSError):
-                continue  # is found again when it is decoded
-            found[3 if np.ptp(frames, axis=-1).max() > GREY else 1].append(video.name)
-        if found[1] and found[3]:
-            raise ValueError(
-                f"`num_channels` is not given, but {found[1][0]} is grey and {found[3][0]} is in colour: expected 3 "
-                "(grey is repeated) or 1 (colour becomes luma)."
-            )
-        return 1 if found[1] else 3
+        return channels_of([self.videos[i] for i in chosen])
 
     def _decode(self, cache: str, cache_dir: Path | None) -> None:
         """Decodes all videos, and leaves out those that are damaged."""
@@ -332,6 +354,13 @@ class VideoClips:
         rows = checked_indices(indices, len(self)).tolist()
         return self._stack([self._sound(row, self._middle)[0] for row in rows])
 
+    def ends(self, indices: ArrayLike, last: bool = False) -> NDArray[np.uint8]:
+        """The first window of each of these videos, or the last, cut at the centre; all else as `batch`."""
+        rows = checked_indices(indices, len(self)).tolist()
+        starts = self.starts - 1 if last else np.zeros_like(self.starts)
+        read = partial(self._clip, y=0.5, x=0.5, mirrored=False)
+        return self._stack([self._sound(row, lambda used: read(used, int(starts[used])))[0] for row in rows])
+
     def draw(self, indices: ArrayLike, epochs: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """A random window of each of these videos.
 
@@ -388,26 +417,10 @@ class VideoClips:
 
     def _clip(self, video: int, start: int, y: float, x: float, mirrored: bool) -> NDArray[np.uint8]:
         """One clip `[F, H, W, C]`, cut where y and x in [0, 1] say: 0 at the top or left, 1 at the other end."""
-        indices = self.shape.indices(self.videos[video], start)
         if self.decoded is None:
-            frames = self._covering(self.videos[video], indices)
-        else:
-            frames = self.decoded.frames(video, indices)
-        frames = self._cut(frames, y, x)
-        return frames[:, :, ::-1] if mirrored else frames
-
-    def _covering(self, video: Video, indices: NDArray[np.int64] | None) -> NDArray[np.uint8]:
-        """Frames at the size that covers H×W, with C channels."""
-        frames = video.read(None if indices is None else indices.tolist(), self.shape.cover(video.height, video.width))
-        return to_channels(frames, self.num_channels)
-
-    def _cut(self, frames: NDArray[np.uint8], y: float, x: float) -> NDArray[np.uint8]:
-        height, width = self.shape.height, self.shape.width
-        top, left = (
-            min(int(share * (spare + 1)), spare)
-            for share, spare in ((y, frames.shape[1] - height), (x, frames.shape[2] - width))
-        )
-        return frames[:, top : top + height, left : left + width]
+            return self.shape.read(self.videos[video], start, y, x, mirrored)
+        indices = self.shape.indices(self.videos[video], start)
+        return self.shape.place(self.decoded.frames(video, indices), y, x, mirrored)
 
     def _kept_size(self, video: Video) -> tuple[int, int]:
         """Height and width at which a cache keeps a video."""
@@ -417,8 +430,10 @@ class VideoClips:
 
     def _whole(self, video: Video) -> Frame:
         """All frames of a video as a cache keeps them."""
-        frames = self._covering(video, None)
-        return frames if self.shape.crop == "random" else np.ascontiguousarray(self._cut(frames, 0.5, 0.5))
+        frames = self.shape.covering(video, None)
+        if self.shape.crop == "random":
+            return frames
+        return np.ascontiguousarray(self.shape.place(frames, 0.5, 0.5, False))
 
     def _sound(self, video: int, read: Callable[[int], NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], int]:
         """What is read of a video or, where it is damaged, of the next one that is not; and which that is."""

@@ -123,6 +123,28 @@ class Video(ABC):
         return np.concatenate([to_channels(frame, channels) for frame in kept])
 
 
+class Excerpt(Video):
+    """Consecutive frames of another video.
+
+    Args:
+        video: the whole.
+        start: the first frame, 0 … `video.num_frames` − 1.
+        stop: the frame after the last; one beyond the end is the end.
+        name: for messages.
+    """
+
+    def __init__(self, video: Video, start: int, stop: int, name: str) -> None:
+        self.video, self.start, self.name = video, start, name
+        self.height, self.width = video.height, video.width
+        self.num_frames = min(stop, video.num_frames) - start
+        if video.times is not None:
+            self.times = video.times[start : start + self.num_frames] - video.times[start]
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        """See `Video.frames`."""
+        yield from self.video.frames([self.start + index for index in indices])
+
+
 def check_background(background: str) -> None:
     """Raises ValueError where it is not a name in `BACKGROUNDS`."""
     if background not in BACKGROUNDS:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from video_diffusion.data.arrays import MANY_CLIPS, ONE_CLIP, ArrayVideo, axes_of, open_array
+from video_diffusion.data.columns import caption_column, caption_text, video_column
 from video_diffusion.data.folders import FoundVideo, find_videos, orphan_texts
 from video_diffusion.data.frames import LIMITS, Frame, ReadLimits, Video
 from video_diffusion.data.pictures import list_pictures, single_picture
@@ -181,9 +182,10 @@ class VideoTable:
 
     Args:
         table: the data set.
-        column: holds in each row an encoded video (the `Video` feature, or bytes), the path of one, a list of
-            pictures (the `Image` feature, bytes or paths) with one for each frame, or an array or nested lists
-            `[F, H, W]`, `[F, H, W, C]` or `[F, C, H, W]` of whole numbers in [0, 255] or floats in [0, 1].
+        column: see `columns.video_column`; holds in each row an encoded video (the `Video` feature, or bytes), the
+            path of one, a list of pictures (the `Image` feature, bytes or paths) with one for each frame, or an array
+            or nested lists `[F, H, W]`, `[F, H, W, C]` or `[F, C, H, W]` of whole numbers in [0, 255] or floats in
+            [0, 1].
         background: black or white, under transparent pixels.
         video_axes: of arrays, FHW, FHWC or FCHW; None: recognised.
         base: the folder that paths are relative to.
@@ -202,14 +204,13 @@ class VideoTable:
         base: Path = Path(),
         limits: ReadLimits = LIMITS,
     ) -> None:
-        if column not in table.column_names:
-            raise ValueError(f"the data set has the columns {table.column_names}, expected one named {column!r}.")
+        column = video_column(table.features, column)
         if len(table) == 0:
             raise ValueError("the data set has no rows, expected at least one video.")
         self.table, self.column, self.base, self.where = table, column, base, "the data set"
         self.reading = f"{column} {background} {video_axes}"
         self.cells = table.select_columns([column]).with_format("arrow")
-        self.opener = partial(_open_cell, base=base, background=background, video_axes=video_axes, limits=limits)
+        self.opener = partial(open_cell, base=base, background=background, video_axes=video_axes, limits=limits)
         kind = self.cell(0).type
         if not (_is_text(kind) or _is_bytes(kind) or _is_file(kind) or _is_list(kind)):
             raise ValueError(f"the column {column!r} holds {kind}, expected in each row {ENCODED}.")
@@ -238,16 +239,9 @@ class VideoTable:
         return [RowVideo(self, place)]
 
     def captions(self, column: str) -> list[str | None]:
-        """A column of any type as text.
-
-        Raises:
-            ValueError: where there is no such column.
-        """
-        names = self.table.column_names
-        if column not in names:
-            raise ValueError(f"`caption_column` is {column!r}, expected one of {names} for text conditioning.")
-        values = self.table.select_columns([column])[:][column]
-        return [None if value is None else str(value) for value in values]
+        """A column of any type as text; see `columns.caption_column`. Raises ValueError where there is none."""
+        name, key = caption_column(self.table.features, column)
+        return [caption_text(value, key) for value in self.table.select_columns([name])[:][name]]
 
 
 class RowVideo(Video):
@@ -312,7 +306,7 @@ class PictureList(Video):
             yield single_picture(self.pictures[index], name, self.background, self.limits)
 
 
-def _open_cell(
+def open_cell(
     cell: "pa.Array", name: str, *, base: Path, background: str, video_axes: str | None, limits: ReadLimits
 ) -> Video:
     """The video of one row, an Arrow array of length 1."""

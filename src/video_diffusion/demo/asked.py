@@ -142,11 +142,11 @@ def given_frames(asked: Asked, size: int) -> list[str]:
     """The lines that read the clip that the given frames are of."""
     if asked.clip is None:
         lines = [
+            "from video_diffusion.data.fitting import fit",
             "from video_diffusion.data.reading import read_video",
-            "from video_diffusion.data.video_io import resize",
             "",
         ]
-        return [*lines, f'clip = resize(read_video("mine.gif"), {size}, {size})  # a file with your frames']
+        return [*lines, f'clip = fit(read_video("mine.gif"), {size}, {size})  # a file with your frames']
     test = f'MovingMNIST(split="test", num_frames={asked.frames}, image_size={size}, seed=0)'
     lines = ["from video_diffusion.data import MovingMNIST", ""]
     return [*lines, f"clip = {test}.batch([{asked.clip}])[0][..., None]"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_diffusion import VPContinuousScheduler
-from video_diffusion.data.video_io import Clip, resize, tile, to_channels, write_gif, write_mp4
+from video_diffusion.data.fitting import fit
+from video_diffusion.data.video_io import Clip, tile, to_channels, write_gif, write_mp4
 from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, KINDS, Asked, call_options, python_code
 from video_diffusion.demo.limits import Limits, Settings, check_settings, check_work, choice, whole
 from video_diffusion.demo.pictures import FPS, IN_A_ROW, write_sheet, write_shown
@@ -124,7 +125,7 @@ class Studio:
         Args:
             asked: checked by `check`.
             clip: the visitor's own `[F, H, W, C]`, where `asked.clip` is None: its first and its last frames are
-                given, at the model's size.
+                given, resized and cut to the model's size as in training.
 
         Raises:
             ValueError: where it has too few frames, or the test clips do not fit the model.
@@ -137,7 +138,7 @@ class Studio:
         if clip is None or len(clip) < asked.given + at_end:
             there = 0 if clip is None else len(clip)
             raise ValueError(f"There are {there} frames, expected at least the {asked.given + at_end} given ones.")
-        given = resize(clip[ends(len(clip), asked.given, at_end)], self.height, self.width)
+        given = fit(clip[ends(len(clip), asked.given, at_end)], self.height, self.width)
         return Task(asked.places, asked.frames, given[None])
 
     def check(self, asked: Asked) -> Asked:

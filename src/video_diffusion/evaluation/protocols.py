@@ -40,9 +40,9 @@ class Protocol:
     """What is measured and how.
 
     Args:
-        name: "paper", "mcvd", "openstl" or "unconditional".
+        name: "paper", "mcvd", "openstl" or "unconditional"; of `published`, "kth" or "bair".
         text: one sentence for the report.
-        variant: of `MovingMNIST`.
+        variant: of `MovingMNIST`, or the data set of a `published.PublishedProtocol`.
         num_given: k, the frames that the model sees.
         lengths: whole clips F (k given and F − k predicted); several only where nothing is given.
         num_videos: N, clips.
@@ -71,6 +71,16 @@ class Protocol:
     fvd_counts: tuple[int, ...] = ()
     digit_range: tuple[int, int] | None = None
     known: tuple[Known, ...] = ()
+
+    @property
+    def available(self) -> int | None:
+        """How many clips there are; None: as many as asked for."""
+        return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What further decides about the clips, for the report; JSON."""
+        return {}
 
     def dataset(self, image_size: int, seed: int) -> MovingMNIST:
         """The test clips, of the longest length; clip i depends on the seed and i only."""
@@ -126,7 +136,7 @@ def baseline_clips(truth: NDArray[np.uint8], real: NDArray[np.uint8], num_given:
     return {"black_frame": black, "last_frame": still, "real_against_real": real}
 
 
-def _known(source: str, **values: str) -> tuple[Known, ...]:
+def known_of(source: str, **values: str) -> tuple[Known, ...]:
     """Numbers of one source; `ssim__2` means the row "ssim/2"."""
     return tuple(Known(row.replace("__", "/"), value, source) for row, value in values.items())
 
@@ -144,7 +154,7 @@ PROTOCOLS = {
             num_videos=256,
             metrics=("psnr", "ssim", "lpips", "mse"),
             horizons=(2, 4, 5),
-            known=_known(
+            known=known_of(
                 PAPER,
                 fvd__10="161.85 (of 5 frames)",
                 ssim__2=".6720",
@@ -171,7 +181,9 @@ PROTOCOLS = {
             metrics=("psnr_of_clip", "ssim_binarised", "lpips_128", "psnr", "ssim"),
             headline="best_of_samples",
             digit_range=(0, 256),
-            known=_known(MCVD, fvd__15="23.9–25.6", ssim_binarised=".78", psnr_of_clip="17", network_calls__15="202"),
+            known=known_of(
+                MCVD, fvd__15="23.9–25.6", ssim_binarised=".78", psnr_of_clip="17", network_calls__15="202"
+            ),
         ),
         Protocol(
             name="openstl",
@@ -186,13 +198,13 @@ PROTOCOLS = {
             fvd=False,
             headline="average_prediction",
             known=(
-                *_known(f"PredRNN++; {OPENSTL}", mse="14.07", ssim_openstl=".9698", psnr="26.37"),
-                *_known(f"SimVPv2; {OPENSTL}", mse="15.05"),
-                *_known(f"TAU; {OPENSTL}", mse="15.69"),
-                *_known(
+                *known_of(f"PredRNN++; {OPENSTL}", mse="14.07", ssim_openstl=".9698", psnr="26.37"),
+                *known_of(f"SimVPv2; {OPENSTL}", mse="15.05"),
+                *known_of(f"TAU; {OPENSTL}", mse="15.69"),
+                *known_of(
                     "TAU; as OpenSTL's tables are quoted, not measured here; 200 epochs of 10,000 clips", mse="24.60"
                 ),
-                *_known(f"PredFormer; {OPENSTL}", mse="12.4"),
+                *known_of(f"PredFormer; {OPENSTL}", mse="12.4"),
             ),
         ),
         Protocol(

@@ -156,6 +156,8 @@ def _remarks(report: Mapping[str, Any]) -> str:
         remarks.append(distance)
     if report["num_given"] == 0:
         remarks.append("Nothing is given, so the last frame repeated is a still of a real clip's first frame.")
+    if "data" in report:
+        remarks.append(f"Test clips of {report['data']}.")
     remarks += [f"Not the whole protocol: {departure}." for departure in report["departures"]]
     remarks += [f"Networks: {n} is {what}." for n, what in report["networks"].items() if "replaced" in what]
     for metric in ("psnr", "psnr_of_clip"):

@@ -84,11 +84,15 @@ class Run:
         if not chosen or not set(chosen) <= set(protocol.lengths):
             raise ValueError(f"`--num-frames` is {list(chosen)}, expected some of {list(protocol.lengths)}.")
         if num_videos is None:
-            num_videos = min(protocol.num_videos, getattr(source, "num_videos", protocol.num_videos))
+            counts = [protocol.num_videos, getattr(source, "num_videos", None), protocol.available]
+            num_videos = min(count for count in counts if count is not None)
         if num_samples is None:
             num_samples = min(protocol.num_samples, getattr(source, "num_samples", protocol.num_samples))
         if protocol.fvd and num_videos < 2:
             raise ValueError(f"`--num-videos` is {num_videos}, expected at least 2: FVD compares covariances.")
+        if protocol.available is not None and num_videos > protocol.available:
+            there = f"the {protocol.available} that the data in the folder give"
+            raise ValueError(f"`--num-videos` is {num_videos}, expected at most {there}.")
         source.check(protocol, num_videos, num_samples, chosen)
         return cls(protocol, num_videos, num_samples, chosen, batch_size)
 
@@ -103,6 +107,7 @@ class Run:
             "lengths": list(self.lengths),
             "image_size": source.image_size,
             "data_seed": DATA_SEED,
+            **self.protocol.settings,
             "networks": scorer.networks,
         }
 

@@ -55,12 +55,12 @@ class Source(ABC):
 
         Args:
             indices: numbers of the protocol's clips, `[n]`.
-            given: their given frames, uint8 `[n, k, H, W, 1]`.
+            given: their given frames, uint8 `[n, k, H, W, C]`.
             num_samples: S.
             lengths: F, frames of the whole clips, in ascending order.
 
         Returns:
-            for each length uint8 `[n, S, F, H, W, 1]`, the given frames in front.
+            for each length uint8 `[n, S, F, H, W, C]`, the given frames in front.
         """
 
     def cost(self, num_given: int, lengths: Sequence[int]) -> dict[str, Any]:
@@ -73,6 +73,12 @@ def clip_generator(seed: int, clip: int, sample: int, length: int) -> torch.Gene
     """The randomness of one clip: a pure function of these numbers, so that batches and processes do not matter."""
     state = np.random.SeedSequence([seed, clip, sample, length]).generate_state(2)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+def to_clips(video: torch.Tensor, channels: int = 1) -> Clips:
+    """`[B, F, C, H, W]` in [0, 1] as uint8 `[B, F, H, W, channels]`."""
+    frames = to_uint8(rearrange(video, "b f c h w -> b f h w c").numpy())
+    return np.stack([to_channels(clip, channels) for clip in frames])
 
 
 class PipelineSource(Source):
@@ -160,7 +166,7 @@ class PipelineSource(Source):
                     generator=generators,
                     output_type="pt",
                 )
-                made[length].append(self.to_grey(output.frames))
+                made[length].append(to_clips(output.frames, given.shape[-1]))
         return {
             length: rearrange(np.concatenate(parts), "(n s) f h w c -> n s f h w c", s=num_samples)
             for length, parts in made.items()
@@ -168,17 +174,14 @@ class PipelineSource(Source):
 
     def _windows(self, num_given: int, length: int) -> list[Window]:
         """The pipeline's own plan for a clip whose first frames are given."""
-        return list(plan_windows(length, self.pipeline.unet.config.get("num_frames"), given=range(num_given)))
+        trained, grid = self.pipeline.unet.config.get("num_frames"), self.pipeline.frame_grid
+        given = range(grid.length(num_given) if num_given else 0)
+        return list(plan_windows(grid.length(length), trained, given=given))
 
     def _given(self, clips: list[Clips]) -> torch.Tensor:
-        """Grey clips uint8 `[k, H, W, 1]` as the model reads them: `[B, k, C, H, W]` in [0, 1]."""
+        """Clips uint8 `[k, H, W, C]` as the model reads them: `[B, k, C, H, W]` in [0, 1]."""
         frames = np.stack([to_channels(clip, self.pipeline.pixel_channels) for clip in clips])
         return rearrange(torch.from_numpy(frames).float() / 255, "b f h w c -> b f c h w")
-
-    def to_grey(self, video: torch.Tensor) -> Clips:
-        """`[B, F, C, H, W]` in [0, 1] as uint8 `[B, F, H, W, 1]`."""
-        frames = to_uint8(rearrange(video, "b f c h w -> b f h w c").numpy())
-        return np.stack([to_channels(clip, 1) for clip in frames])
 
     def cost(self, num_given: int, lengths: Sequence[int]) -> dict[str, Any]:
         """Counted on the sampler's own timesteps, which may be more or fewer than the steps asked for."""
@@ -299,7 +302,7 @@ class FolderSource(Source):
         }
 
     def _clip(self, file: Path, row: int, given: Clips, length: int) -> Clips:
-        """One clip uint8 `[F, H, W, 1]` of F = `length` frames, the true given frames in front."""
+        """One clip uint8 `[F, H, W, C]` of F = `length` frames, the true given frames in front."""
         clip, k, size = read_clips(file)[row], len(given), self.image_size
         height, width = clip.shape[1:3]
         if height != width or height % size:
@@ -309,7 +312,7 @@ class FolderSource(Source):
         elif len(clip) not in (length, length - k):
             wanted = f"{length - k} (predicted) or {length} (all)" if k else f"at least {length}"
             raise ValueError(f"{file} has {len(clip)} frames, expected {wanted}.")
-        predicted = to_channels(resize(clip, size, size), 1)[len(clip) - (length - k) :]
+        predicted = to_channels(resize(clip, size, size), given.shape[-1])[len(clip) - (length - k) :]
         return np.concatenate([given, predicted])
 
 

@@ -31,6 +31,7 @@ RECIPE = {  # keys of run.json, as the card calls them
     "text_encoder": "text encoder",
     "captions": "learned with captions",
     "caption_dropout": "share of hidden captions",
+    "vae": "in the latents of",
     "pretrained_model_name_or_path": "weights it started from",
     "weighting": "weighting of the loss",
     "max_steps": "steps",
@@ -132,12 +133,15 @@ def eval_results(evaluation: Evaluation, task: str) -> "list[EvalResult]":
 
     report, protocol = evaluation.report, evaluation.protocol
     variant = "stochastic" if protocol == "mcvd" else "classic"
+    kind, name = {"kth": ("kth", "KTH actions"), "bair": ("bair-robot-pushing", "BAIR robot pushing")}.get(
+        protocol, ("moving-mnist", f"Moving MNIST ({variant})")
+    )
     return [
         EvalResult(
             task_type=task,
             task_name=f"protocol {protocol}",
-            dataset_type="moving-mnist",
-            dataset_name=f"Moving MNIST ({variant})",
+            dataset_type=kind,
+            dataset_name=name,
             dataset_config=protocol,
             dataset_split="test",
             metric_type=result["metric"],
@@ -195,15 +199,18 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
     conditional = by_channels or bool(config.get("frame_timesteps"))
     task = "text-to-video" if text else "video-to-video" if conditional else "unconditional-image-generation"
     half = next((variant for variant in HALF if any(folder.glob(f"unet/*.{variant}*.safetensors"))), None)
-    frames = config.get("num_frames") or run.get("num_frames") or 10
+    latent = bool((index.get("vae") or [None])[0])
+    frames = (run if latent else config).get("num_frames") or run.get("num_frames") or 10
+    compressed = latent and frames != config.get("num_frames")
     values = {
         "name": name,
         "model_id": model_id,
         "conditional": conditional,
         "text": text,
         "frames": frames,
-        "given": max(frames // 2, 1),
-        "size": pixels_of(config),
+        "given": 1 if compressed else max(frames // 2, 1),
+        "compressed": compressed,
+        "size": pixels_of(run, "image_size") if latent else pixels_of(config),
         "prompt": (generation.get("example_prompts") if dataset_of(run) else None) or ["the digit 3 moves right"],
         "half": half,
         "half_dtype": half and HALF[half],
@@ -237,7 +244,7 @@ def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[s
     shape += f" of {size} pixels" if size else ""
     found = [
         ("denoiser", f"`{config.get('_class_name')}`, {count_parameters(folder / 'unet') / 1e6:.2f} million weights"),
-        ("clip", f"{shape}, {config.get('out_channels')} channel(s)"),
+        ("latents" if (folder / "vae").is_dir() else "clip", f"{shape}, {config.get('out_channels')} channel(s)"),
         ("layout", ", ".join(f"{name} {config[name]}" for name in names if name in config)),
         ("scheduler", f"`{scheduler.get('_class_name')}`"),
     ]
@@ -246,9 +253,9 @@ def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[s
     return [*found, ("process", process)] if process else found
 
 
-def pixels_of(config: Mapping[str, Any]) -> str | None:
-    """Height × width of a frame, where the denoiser's config says it."""
-    size = config.get("sample_size")
+def pixels_of(config: Mapping[str, Any], key: str = "sample_size") -> str | None:
+    """Height × width of a frame, where the denoiser's config, or the run's `image_size`, says it."""
+    size = config.get(key)
     height, width = [size, size] if isinstance(size, int) else size or (None, None)
     return f"{height}×{width}" if size else None
 

@@ -38,9 +38,29 @@ TEXT_CACHES = ("disk", "memory")
 
 
 @group
-class ModelArguments:
-    """The denoiser and the scheduler."""
+class VaeArguments:
+    """The VAE."""
 
+    vae: str | None = argument(
+        None,
+        "Work in the latents of this VAE of diffusers: a folder, a Hub id, or a pipeline that has one.",
+        or_none(text()),
+        "agrees",
+    )
+    vae_slicing: bool = argument(False, "Let the VAE take one clip at a time, to save memory.", switch(), "applies")
+    vae_tiling: bool = argument(False, "Let the VAE take a frame in tiles, to save memory.", switch(), "applies")
+
+
+@group
+class ModelArguments(VaeArguments):
+    """The VAE, the denoiser and the scheduler."""
+
+    latents: str | None = argument(
+        "auto",
+        "With vae, a folder of `latents build`; auto: those beside the videos, if any; none: encode in each step.",
+        or_none(text()),
+        "applies",
+    )
     patch_size: int = argument(4, "Space-to-depth of the stem.", whole(1, 64), "agrees")
     block_out_channels: list[int] = argument([64, 128, 256], "Width by level.", each(whole(1, 8192)), "agrees")
     layers_per_block: list[int] = argument(
@@ -145,6 +165,12 @@ class DataArguments:
     )
     random_flip: bool = argument(False, "Mirror half of the clips left to right.", switch(), "agrees")
     video_column: str = argument("video", "Column of the dataset `dataset_name` with videos.", text(), "agrees")
+    streaming: bool = argument(
+        False, "Read `dataset_name` as it comes, without a copy on the disk.", switch(), "agrees"
+    )
+    shuffle_buffer: int = argument(
+        256, "Of a stream, the videos held in memory to be shuffled; 1: none.", whole(1, 10**6), "agrees"
+    )
     video_axes: str | None = argument(
         None,
         "Axes of npy and npz files, where they are not recognised: such as FHW, NFHW, FNHW, FHWC.",
@@ -199,14 +225,11 @@ class DataArguments:
 
 
 @group
-class TrainArguments:
-    """Optimisation, checkpoints and reports."""
+class LoopArguments:
+    """What each training has: optimisation, checkpoints and reports."""
 
     output_dir: str = argument("runs/moving-mnist", "Where everything is written.", text(), "applies")
     seed: int = argument(0, "Of the weights, the clips, the times and the noise.", whole(0, 2**32 - 1), "agrees")
-    pretrained_model_name_or_path: str | None = argument(
-        None, "Start from the weights of this pipeline: folder, Hub id or embedded name.", or_none(text()), "agrees"
-    )
     max_steps: int = argument(10000, "Optimiser steps of the whole run.", whole(1), "applies")
     max_minutes: float | None = argument(
         None,
@@ -228,29 +251,7 @@ class TrainArguments:
     )
     per_device_batch_size: int = argument(8, "Clips on one device in one pass.", whole(1, 65536), "applies")
     gradient_accumulation_steps: int = argument(1, "Passes in one optimiser step.", whole(1, 65536), "applies")
-    mask_probabilities: list[float] = argument(
-        [0.3, 0.4, 0.15, 0.15], "Shares of generation, prediction, interpolation and in-painting.", shares(4), "agrees"
-    )
-    caption_dropout: float = argument(
-        0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
-    )
-    frame_noise: float = argument(
-        1.0, "With given_frames time: share of clips whose frames have times of their own.", real(0, 1), "agrees"
-    )
-    weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
-    optimizer: str = argument(
-        "adamw", "adamw, or muon on matrices with AdamW on the rest.", one_of("adamw", "muon"), "agrees"
-    )
     learning_rate: float = argument(0.0008, "Peak learning rate.", real(0, 10), "applies")
-    adam_learning_rate: float | None = argument(
-        None,
-        "Of what Muon does not take, the text encoder's before its scale; left out: the same.",
-        or_none(real(0, 10)),
-        "applies",
-    )
-    text_encoder_lr_scale: float = argument(
-        0.1, "Learning rate of a trained text encoder, as a share of the others'.", real(0, 100), "applies"
-    )
     lr_scheduler: str = argument(
         "cosine",
         "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps.",
@@ -266,23 +267,54 @@ class TrainArguments:
     ema_decay: float = argument(0.999, "Decay of the averaged weights.", real(0, below=1), "applies")
     mixed_precision: str = argument("no", "no, fp16 or bf16.", one_of("no", "fp16", "bf16"), "agrees")
     gradient_checkpointing: bool = argument(False, "Recompute activations to save memory.", switch(), "applies")
-    attention_backend: str | None = argument(
-        None, "As in diffusers; `_native_math` is faster in bf16 on a CPU.", or_none(text()), "applies"
-    )
-    compile: bool = argument(False, "torch.compile the repeated blocks.", switch(), "applies")
     log_steps: int = argument(20, "Steps between loss reports.", whole(1), "applies")
     validation_steps: int = argument(1000, "Steps between validations; 0: never.", whole(0), "applies")
     validation_videos: int = argument(64, "Held-out clips of a validation.", whole(1), "applies")
-    sample_steps: int = argument(2000, "Steps between samples, shown as videos; 0: never.", whole(0), "applies")
-    sample_videos: int = argument(4, "Held-out clips of which samples are made.", whole(1, 64), "applies")
-    sample_prompts: list[str] | None = argument(
-        None, "Prompts of samples; left out: captions of these clips.", or_none(each(text())), "applies"
-    )
     checkpointing_steps: int = argument(1000, "Steps between checkpoints; 0: only the last.", whole(0), "applies")
     checkpoints_total_limit: int = argument(2, "Checkpoints that are kept.", whole(1), "applies")
     resume: bool = argument(True, "Go on from the newest checkpoint in output_dir.", switch(), "applies")
     tracker: str = argument("tensorboard", "A tracker of accelerate (wandb, trackio, …), or none.", text(), "applies")
     dry_run: bool = argument(False, "Report the resolved run and what a step costs; stop.", switch(), "applies")
+
+
+@group
+class TrainArguments(LoopArguments):
+    """Optimisation, checkpoints and reports."""
+
+    pretrained_model_name_or_path: str | None = argument(
+        None, "Start from the weights of this pipeline: folder, Hub id or embedded name.", or_none(text()), "agrees"
+    )
+    mask_probabilities: list[float] = argument(
+        [0.3, 0.4, 0.15, 0.15], "Shares of generation, prediction, interpolation and in-painting.", shares(4), "agrees"
+    )
+    caption_dropout: float = argument(
+        0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
+    )
+    frame_noise: float = argument(
+        1.0, "With given_frames time: share of clips whose frames have times of their own.", real(0, 1), "agrees"
+    )
+    weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
+    optimizer: str = argument(
+        "adamw", "adamw, or muon on matrices with AdamW on the rest.", one_of("adamw", "muon"), "agrees"
+    )
+    adam_learning_rate: float | None = argument(
+        None,
+        "Of what Muon does not take, the text encoder's before its scale; left out: the same.",
+        or_none(real(0, 10)),
+        "applies",
+    )
+    text_encoder_lr_scale: float = argument(
+        0.1, "Learning rate of a trained text encoder, as a share of the others'.", real(0, 100), "applies"
+    )
+    attention_backend: str | None = argument(
+        None, "As in diffusers; `_native_math` is faster in bf16 on a CPU.", or_none(text()), "applies"
+    )
+    compile: bool = argument(False, "torch.compile the repeated blocks.", switch(), "applies")
+    sample_steps: int = argument(2000, "Steps between samples, shown as videos; 0: never.", whole(0), "applies")
+    sample_videos: int = argument(4, "Held-out clips of which samples are made.", whole(1, 64), "applies")
+    sample_prompts: list[str] | None = argument(
+        None, "Prompts of samples; left out: captions of these clips.", or_none(each(text())), "applies"
+    )
     push_to_hub: bool = argument(False, "Upload the pipeline at the end.", switch(), "applies")
     hub_model_id: str | None = argument(None, "Repository for push_to_hub.", or_none(repository()), "applies")
 
@@ -309,7 +341,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if model.logsnr_min >= model.logsnr_max:
         raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
     check_data(data)
-    _check_size(model, data)
+    if model.vae is None:
+        _check_size(model, data)
     check_train(train)
     return model, data, train
 
@@ -420,14 +453,23 @@ def check_data(data: DataArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     if data.videos is not None and data.dataset_name is not None:
         raise ValueError(f"`videos` is {data.videos!r}, expected none beside `dataset_name`, {data.dataset_name!r}.")
+    if data.streaming and data.dataset_name is None:
+        raise ValueError("`streaming` is true, expected `dataset_name` with it: files of your own need no stream.")
+    if data.streaming and data.video_cache != "none":
+        raise ValueError(f"`video_cache` is {data.video_cache!r}, expected none: a stream is not kept.")
     if data.fps is not None and data.frame_stride != 1:
         raise ValueError(f"`frame_stride` is {data.frame_stride}, expected 1 beside `fps`, which says the same.")
 
 
-def check_train(train: TrainArguments) -> None:
+def check_loop(train: LoopArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
         raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
+
+
+def check_train(train: TrainArguments) -> None:
+    """Raises a ValueError where two arguments do not fit each other."""
+    check_loop(train)
     if train.push_to_hub and train.hub_model_id is None:
         raise ValueError("`hub_model_id` is None, expected a repository id because `push_to_hub` is set.")
 

@@ -3,7 +3,6 @@ weights learn. Data, given frames, captions, optimiser, trackers, checkpoints an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.data import VideoClips
+from video_diffusion.data.streams import VideoStream
 from video_diffusion.training.arguments import (
     DataArguments,
     TrainArguments,
@@ -24,7 +23,7 @@ from video_diffusion.training.arguments import (
 )
 from video_diffusion.training.fields import argument, each, group, or_none, real, switch, text, whole
 from video_diffusion.training.pretrained import described, open_pipeline
-from video_diffusion.training.run import Run
+from video_diffusion.training.run import VIDEOS, Run
 from video_diffusion.training.text import RunText
 
 ADAPTER = "default"  # its name while it is trained
@@ -124,7 +123,7 @@ class Adaptation(Run):
         if args.lora_text_encoder and self.source.text_encoder is None:
             raise ValueError("`lora_text_encoder` is True, expected False: the base reads no text.")
         super().__init__(arguments)
-        if self.text is not None and args.captions and isinstance(self.train_source, VideoClips):
+        if self.text is not None and args.captions and isinstance(self.train_source, VIDEOS):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
             self.config["example_prompts"] = [text for text in said if text][:4]
 
@@ -172,10 +171,10 @@ class Adaptation(Run):
             self._adapt_encoder(encoder)
         return made
 
-    def open_captions(self) -> Callable[[NDArray[np.int64]], list[str]]:
+    def open_captions(self) -> Callable[[Any], Any]:
         """As of a training; with `captions` false every text is the empty one."""
         if not self.args.captions:
-            return partial(_no_captions)
+            return _no_caption if isinstance(self.train_source, VideoStream) else _no_captions
         try:
             return super().open_captions()
         except ValueError as error:
@@ -240,3 +239,7 @@ class Adaptation(Run):
 
 def _no_captions(numbers: NDArray[np.int64]) -> list[str]:
     return [""] * len(numbers)
+
+
+def _no_caption(row: Any) -> str:
+    return ""

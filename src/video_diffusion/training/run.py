@@ -11,20 +11,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import VideoClips
+from video_diffusion.data.streams import VideoStream
+from video_diffusion.model.autoencoding import LatentSpace
 from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
 from video_diffusion.training.batches import (
     Batch,
     StepBatches,
+    StreamBatches,
     channels_of,
     open_captions,
     open_source,
@@ -38,10 +40,13 @@ from video_diffusion.training.build import (
     load_pretrained,
     ready_to_shard,
 )
+from video_diffusion.training.latents import ROWS, check_clips, open_latents, open_vae
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
 from video_diffusion.training.trackers import check_tracker
+
+VIDEOS = (VideoClips, VideoStream)
 
 
 @dataclass
@@ -104,12 +109,18 @@ class Run:
         self.train_source = open_source(self.data, self.data.train_split, args.seed)
         self.data.num_channels = channels_of(self.train_source)
         self.validation_source = self.open_validation()
+        self.space = self.open_space()
         self.config = as_dict(arguments)
         for source in {id(source): source for source in (self.train_source, self.validation_source)}.values():
-            if isinstance(source, VideoClips):
+            if isinstance(source, VIDEOS):
                 self.tell(source.notes)
-        if isinstance(self.train_source, VideoClips):
+        if isinstance(self.train_source, VIDEOS):
             self.config["found"] = self.train_source.description
+        source = self.train_source
+        if self.space is not None:
+            found, said = open_latents(arguments[0].latents, self.space.vae, self.data, args.seed, source)
+            source = source if found is None else found
+            self.tell([said])
         self.text = self.open_text()
         if args.sample_prompts is not None and self.text is None:
             raise ValueError(f"`sample_prompts` is {args.sample_prompts}, expected none without a `text_encoder`.")
@@ -131,8 +142,9 @@ class Run:
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
-        self.batches = StepBatches(
-            self.train_source,
+        batches = StreamBatches if isinstance(self.train_source, VideoStream) else StepBatches
+        self.batches = batches(
+            source,
             args.per_device_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -155,6 +167,36 @@ class Run:
         if self.accelerator.is_main_process:
             for line in lines:
                 print(f"{self.name}: {line}", file=sys.stderr)
+
+    def open_space(self) -> LatentSpace | None:
+        """The VAE in whose latents this run works, or None; checks that it can take the clips."""
+        model = self.arguments[0]
+        if getattr(model, "vae", None) is None:
+            return None
+        space = LatentSpace(open_vae(model).to(self.accelerator.device))
+        levels = len(model.block_out_channels)
+        of = f", `patch_size` {model.patch_size}, halved between {levels} levels"
+        check_clips(space, self.data, model.patch_size * 2 ** (levels - 1), of)
+        return space
+
+    @torch.no_grad()
+    def encoded(self, clips: Tensor, num_images: int = 0) -> Tensor:
+        """What the denoiser works on: `[B, C, F, H, W]` in [-1, 1], or latents of it.
+
+        Args:
+            clips: uint8 `[B, F, H, W, C]`; latents, float32, are taken as they are.
+            num_images: how many of the last frames are independent images.
+        """
+        if clips.is_floating_point():
+            return clips.to(self.accelerator.device).permute(0, 4, 1, 2, 3)
+        x = to_model(clips, self.accelerator.device)
+        if self.space is None:
+            return x
+        if self.space.temporal == 1 or not num_images:
+            return self.space.encode(x, ROWS)
+        frames = x.shape[2] - num_images
+        parts = [x[:, :, :frames], *x[:, :, frames:].split(1, dim=2)]
+        return torch.cat([self.space.encode(part, ROWS) for part in parts], dim=2)
 
     def open_text(self) -> RunText | None:
         """The text encoder of this run, or None."""
@@ -184,7 +226,7 @@ class Run:
         """The denoiser that learns, with the weights that it starts from, and its scheduler."""
         encoder = None if self.text is None else self.text.encoder
         width = None if encoder is None else encoder.config.hidden_size
-        denoiser, scheduler = build_model(self.arguments[0], self.data, width)
+        denoiser, scheduler = build_model(self.arguments[0], self.data, width, self.space)
         if self.args.pretrained_model_name_or_path is not None:
             load_pretrained(denoiser, encoder, scheduler, self.args.pretrained_model_name_or_path)
         return denoiser, scheduler
@@ -199,8 +241,8 @@ class Run:
         """The weights of a learner that are averaged; the others stay as they are."""
         return list(learner.parameters())
 
-    def open_captions(self) -> Callable[[NDArray[np.int64]], list[str]]:
-        """Gives the captions of clips by their numbers in the training source."""
+    def open_captions(self) -> Callable[[Any], Any]:
+        """Gives the captions of the training source, as `batches.open_captions` does."""
         return open_captions(self.train_source, self.data, self.args.seed)
 
     @property
@@ -209,9 +251,10 @@ class Run:
         return self.args.per_device_batch_size * self.accelerator.num_processes
 
     def drawn(self, batch: Batch, index: int) -> tuple[Tensor, Draw]:
-        """This process's clips of pass `index`, in [-1, 1], and what is random about them."""
-        x = to_model(batch.clips, self.accelerator.device)
-        shape, images = (self.global_batch, *x.shape[1:]), self.data.num_images
+        """This process's clips of pass `index`, in [-1, 1] or as latents, and what is random about them."""
+        images = self.data.num_images
+        x = self.encoded(batch.clips, images)
+        shape = (self.global_batch, *x.shape[1:])
         noise = draw(
             shape,
             self.args.mask_probabilities,
@@ -266,8 +309,10 @@ class Run:
             scheduler=self.scheduler,
             text_encoder=encoder,
             tokenizer=None if self.text is None else self.text.tokenizer,
+            vae=None if self.space is None else self.space.vae,
+            num_channels=None if self.space is None or self.space.pixel_channels == self.data.channels else 1,
         )
-        if self.text is not None and isinstance(self.train_source, VideoClips):
+        if self.text is not None and isinstance(self.train_source, VIDEOS):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
             pipe.generation_config = {"example_prompts": [text for text in said if text][:4]}
         return pipe

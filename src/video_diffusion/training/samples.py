@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.guidance import reads_frames
 from video_diffusion.model.inputs import encode_tokens
 from video_diffusion.training.batches import open_captions
 from video_diffusion.training.run import Run
 from video_diffusion.training.trackers import Shown, log_videos
-from video_diffusion.training.validation import held_out
+from video_diffusion.training.validation import half, held_out
 
 STEPS = 20  # of the sampler, where the model recommends none
 
@@ -30,11 +31,11 @@ def sample_videos(run: Run) -> dict[str, Shown]:
     """
     pipe, clips = run.pipeline(), held_out(run, run.args.sample_videos)
     pipe.set_progress_bar_config(disable=True)
-    half, found = clips.shape[1] // 2, {}
-    if half and reads_frames(pipe.unet.config):
-        given = clips[:, :half].permute(0, 1, 4, 2, 3).float() / 255
+    count, found = half(run), {}
+    if 0 < count < clips.shape[1] and reads_frames(pipe.unet.config):
+        given = clips[:, :count].permute(0, 1, 4, 2, 3).float() / 255
         rows = [clips.numpy(), _call(pipe, len(clips), video=given)]
-        found["predicted"] = Shown(rows, f"The truth above; below its first {half} frames were given.")
+        found["predicted"] = Shown(rows, f"The truth above; below its first {count} frames were given.")
     texts = prompts(run, len(clips))
     if texts is None:
         generated, caption = _call(pipe, len(clips), num_videos_per_prompt=len(clips)), "Without text."
@@ -51,10 +52,14 @@ def prompts(run: Run, count: int) -> list[str] | None:
         return run.args.sample_prompts
     for source in (run.validation_source, run.train_source):
         try:
-            read = open_captions(source, run.data, run.args.seed)
+            if isinstance(source, VideoStream):
+                said = [text for text in source.captions(run.data.caption_column) if text][:count]
+            else:
+                said = open_captions(source, run.data, run.args.seed)(np.arange(min(count, len(source))))
         except ValueError:  # the held-out videos may have no captions
             continue
-        return read(np.arange(min(count, len(source))))
+        if said:
+            return said
     return None
 
 
