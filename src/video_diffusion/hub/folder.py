@@ -31,7 +31,7 @@ CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, 
     "VPContinuousScheduler": ("scheduler/video_diffusion.py", PACKAGE / "model" / "scheduler.py"),
 }
 SIBLINGS = {  # what such a file imports relatively, flat beside it
-    "VideoDiffusionPipeline": ("inputs.py", "guidance.py", "windows.py", "autoencoding.py"),
+    "VideoDiffusionPipeline": ("adapters.py", "inputs.py", "guidance.py", "windows.py", "autoencoding.py"),
 }
 LIBRARY = PACKAGE.name  # how `model_index.json` names the home of our components
 OWN_COMPONENTS = tuple(name for name, (place, _) in CODE_FILES.items() if "/" in place)

@@ -19,15 +19,15 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks import HookRegistry
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput, logging
-from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs, scale_lora_layers, unscale_lora_layers
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from einops import rearrange
 from torch import Tensor
 
+from .adapters import VideoLoraLoaderMixin
 from .autoencoding import FrameGrid, LatentSpace, check_vae
 from .guidance import (
     Canvas,
@@ -50,7 +50,6 @@ from .inputs import (
     check_output,
     check_text,
     encode_tokens,
-    is_clip,
     resolve_call,
     shown,
     text_length,
@@ -116,7 +115,7 @@ class StepEnd:
         return z, conditions
 
 
-class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
     """Samples videos from a diffusion model, free or around given frames.
 
     The frames that are given and the ones to be made differ only in a mask. A model with `in_channels = 2·C + 1` reads
@@ -315,39 +314,6 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         import video_diffusion.hub.publish as publish
 
         return publish.push_pipeline(self, repo_id, **options)
-
-    @classmethod
-    def load_lora_into_text_encoder(
-        cls,
-        state_dict: dict[str, Tensor],
-        network_alphas: Any,
-        text_encoder: Any,
-        adapter_name: str | None = None,
-        metadata: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        """As in diffusers for CLIP, whose layers it knows by name; any other text encoder takes peft's own names."""
-        prefix = f"{options.get('prefix') or cls.text_encoder_name}."
-        layers, settings = (
-            {key.removeprefix(prefix): value for key, value in (part or {}).items() if key.startswith(prefix)}
-            for part in (state_dict, metadata)
-        )
-        if is_clip(text_encoder) or not layers:
-            super().load_lora_into_text_encoder(
-                *(state_dict, network_alphas, text_encoder),
-                adapter_name=adapter_name,
-                metadata=metadata,
-                **options,
-            )
-            return
-        import peft
-
-        config: Any = peft.LoraConfig
-        if not settings:
-            ranks = {key: weights.shape[1] for key, weights in layers.items() if "lora_B" in key}
-            settings = get_peft_kwargs(ranks, None, layers, is_unet=False)
-        adapter = adapter_name or get_adapter_name(text_encoder)
-        text_encoder.load_adapter(adapter_state_dict=layers, peft_config=config(**settings), adapter_name=adapter)
 
     # ------------------------------------------------------------------------------------------ pixels, latents, text
     def encode(self, frames: Tensor) -> Tensor:
