@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 MARK = "<!-- Written by `video-diffusion card`"  # in each card that may be written anew
-TEMPLATES = (PACKAGE / "model_cards" / "template.md", PACKAGE.parents[1] / "model_cards" / "template.md")
+TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parents[1] / "model_cards")
 RECIPE = {  # keys of run.json, as the card calls them
     "found": "of these",
     "variant": "Moving MNIST",
@@ -29,6 +29,7 @@ RECIPE = {  # keys of run.json, as the card calls them
     "num_images": "independent images beside each clip",
     "mask_probabilities": "shares of generation, prediction, interpolation, in-painting",
     "text_encoder": "text encoder",
+    "captions": "learned with captions",
     "caption_dropout": "share of hidden captions",
     "vae": "in the latents of",
     "pretrained_model_name_or_path": "weights it started from",
@@ -228,12 +229,12 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
     return str(ModelCard.from_template(front_matter(name, task, run, evaluations), template_str=template, **values))
 
 
-def find_template() -> Path:
-    """The template of the card, in an installed package or in the repository. Raises an OSError without it."""
-    for file in TEMPLATES:
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"The template of the card is in none of {[str(file) for file in TEMPLATES]}.")
+def find_template(name: str = "template.md") -> Path:
+    """A card's template, in an installed package or in the repository. Raises an OSError without it."""
+    for shelf in TEMPLATES:
+        if (shelf / name).is_file():
+            return shelf / name
+    raise FileNotFoundError(f"The card's template {name} is in none of {[str(shelf) for shelf in TEMPLATES]}.")
 
 
 def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ SHELVES = (HERE / "presets", HERE.parents[2] / "training" / "presets")  # in an 
 PRESETS = next((shelf for shelf in SHELVES if shelf.is_dir()), SHELVES[0])
 WEIGHTINGS = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
 CURVES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "trapezoid")
-TRACKERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
+TEXT_CACHES = ("disk", "memory")
 
 
 @group
@@ -113,7 +113,7 @@ class ModelArguments(VaeArguments):
     gamma: float = argument(0.3, "γ of the ancestral sampler, 0 to 1.", real(0, 1), "applies")
     text_encoder: str | None = argument(
         None,
-        "small-bert (trained jointly), or an encoder's Hub id or folder; left out: no text.",
+        "small-bert (trained jointly), or the Hub id or folder of BERT, CLIP, T5, …; left out: no text.",
         or_none(text()),
         "agrees",
     )
@@ -192,6 +192,15 @@ class DataArguments:
     caption_column: str = argument(
         "caption", "Captions: a column of the dataset, or of the folder's metadata.", text(), "agrees"
     )
+    text_cache: str = argument(
+        "disk",
+        "What a frozen text encoder reads of videos' captions is kept on the disk, or in memory only.",
+        one_of(*TEXT_CACHES),
+        "applies",
+    )
+    text_cache_dir: str | None = argument(
+        None, "Where on the disk; left out: among the assets of huggingface_hub.", or_none(text()), "applies"
+    )
     num_images: int = argument(
         0, "Independent images added to each clip as further frames (joint training).", whole(0, 4096), "agrees"
     )
@@ -264,7 +273,7 @@ class LoopArguments:
     checkpointing_steps: int = argument(1000, "Steps between checkpoints; 0: only the last.", whole(0), "applies")
     checkpoints_total_limit: int = argument(2, "Checkpoints that are kept.", whole(1), "applies")
     resume: bool = argument(True, "Go on from the newest checkpoint in output_dir.", switch(), "applies")
-    tracker: str = argument("tensorboard", "A tracker of accelerate, or none.", one_of(*TRACKERS), "applies")
+    tracker: str = argument("tensorboard", "A tracker of accelerate (wandb, trackio, …), or none.", text(), "applies")
     dry_run: bool = argument(False, "Report the resolved run and what a step costs; stop.", switch(), "applies")
 
 
@@ -301,7 +310,11 @@ class TrainArguments(LoopArguments):
         None, "As in diffusers; `_native_math` is faster in bf16 on a CPU.", or_none(text()), "applies"
     )
     compile: bool = argument(False, "torch.compile the repeated blocks.", switch(), "applies")
-    sample_steps: int = argument(2000, "Steps between sample grids; 0: never.", whole(0), "applies")
+    sample_steps: int = argument(2000, "Steps between samples, shown as videos; 0: never.", whole(0), "applies")
+    sample_videos: int = argument(4, "Held-out clips of which samples are made.", whole(1, 64), "applies")
+    sample_prompts: list[str] | None = argument(
+        None, "Prompts of samples; left out: captions of these clips.", or_none(each(text())), "applies"
+    )
     push_to_hub: bool = argument(False, "Upload the pipeline at the end.", switch(), "applies")
     hub_model_id: str | None = argument(None, "Repository for push_to_hub.", or_none(repository()), "applies")
 

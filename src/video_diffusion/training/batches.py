@@ -225,6 +225,13 @@ def _cache_folder(data: DataArguments) -> Path:
     return folder
 
 
+def text_folder(data: DataArguments) -> Path:
+    """Where the states of texts are kept that a frozen encoder has read."""
+    if data.text_cache_dir is not None:
+        return Path(data.text_cache_dir)
+    return cached_assets_path(library_name="video_diffusion", namespace="texts", subfolder="states")
+
+
 def open_captions(source: Any, data: DataArguments, seed: int) -> Callable[[Any], Any]:
     """The captions of a source's clips: what the generator knows of them, or what is said of the videos.
 

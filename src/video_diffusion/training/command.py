@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from video_diffusion.hub.adapters import push_adapter, save_adapter, write_adapter_card
 from video_diffusion.hub.publish import push_pipeline
 from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.checkpoints import checkpoints, require_finite, resume, save_pipeline, write_record
 from video_diffusion.training.distillation import Distillation, measure, parse_distillation
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
+from video_diffusion.training.lora import Adaptation, parse_adaptation
 from video_diffusion.training.run import Run
+from video_diffusion.training.trackers import start_tracker
 from video_diffusion.training.vae import VaeRun, parse_vae, save_vae
 from video_diffusion.training.vae import measure as measure_vae
 from video_diffusion.training.validation import validate
@@ -32,6 +35,11 @@ def main(argv: Sequence[str]) -> int:
 def distill(argv: Sequence[str]) -> int:
     """Runs one part of a distillation and returns its exit code."""
     return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure)
+
+
+def train_lora(argv: Sequence[str]) -> int:
+    """Runs one part of the training of an adapter and returns its exit code."""
+    return _part(Adaptation.name, lambda: Adaptation(parse_adaptation(argv)), validate, finish_adapter)
 
 
 def train_vae(argv: Sequence[str]) -> int:
@@ -52,8 +60,10 @@ def _part(
             run.accelerator.end_training()
             return 0
         resume(run)
+        run.read_texts()
         if run.accelerator.is_main_process:
             write_record(run)
+        start_tracker(run)
     except (ValueError, OSError, ImportError) as error:
         return _say(name, 2, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -61,7 +71,6 @@ def _part(
     except KeyboardInterrupt:
         return _say(name, 130, "interrupted before the first step; nothing has changed.")
     try:
-        run.accelerator.init_trackers("training")
         stopped_by = train(run, measure)
         if stopped_by is None:
             require_finite(run)
@@ -89,7 +98,7 @@ def finish_pipeline(run: Run) -> None:
     """Writes the pipeline, and uploads it if asked to.
 
     Raises:
-        FloatingPointError: if nothing was learned: a pipeline that is there stays.
+        FloatingPointError: if nothing was learned: what is there stays.
         OSError: if it cannot be written or uploaded.
     """
     _require_learned(run, "pipeline")
@@ -99,6 +108,21 @@ def finish_pipeline(run: Run) -> None:
     print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
     if run.args.push_to_hub and run.args.hub_model_id is not None:
         push_pipeline(run.output, run.args.hub_model_id)
+
+
+def finish_adapter(run: Adaptation) -> None:
+    """Writes the adapter, or with `merged` a pipeline that holds it; raises as `finish_pipeline`."""
+    if run.args.merged:
+        finish_pipeline(run)
+        return
+    _require_learned(run, "adapter")
+    if not run.accelerator.is_main_process:
+        return
+    save_adapter(run.pipeline(merged=False), run.output)
+    write_adapter_card(run.output, run.args.hub_model_id)
+    print(f"Trained {run.progress.step} steps; the adapter is in {run.output}.")
+    if run.args.push_to_hub and run.args.hub_model_id is not None:
+        push_adapter(run.output, run.args.hub_model_id)
 
 
 def finish_vae(run: VaeRun) -> None:

@@ -6,7 +6,7 @@ two processes compute what one with twice the batch computes, and a run that was
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from video_diffusion.training.batches import (
     channels_of,
     open_captions,
     open_source,
+    text_folder,
     to_model,
 )
 from video_diffusion.training.build import (
@@ -43,6 +44,7 @@ from video_diffusion.training.latents import ROWS, check_clips, open_latents, op
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
+from video_diffusion.training.trackers import check_tracker
 
 VIDEOS = (VideoClips, VideoStream)
 
@@ -76,6 +78,7 @@ class Run:
         name: of what the run does, for messages.
         groups: its arguments.
         num_stages: parts of the run, of which each has a curve of the learning rate of its own.
+        reports_start: whether a validation comes before the first step too.
 
     Raises:
         ValueError: if they do not fit each other, or what they name.
@@ -85,6 +88,7 @@ class Run:
     name = "train"
     groups = GROUPS
     num_stages = 1
+    reports_start = False
     data: DataArguments
     args: TrainArguments
 
@@ -94,6 +98,7 @@ class Run:
         args = self.args
         self.history: list[dict[str, Any]] = []  # arguments that were in force before, each until a step
         self.output = Path(args.output_dir)
+        check_tracker(args.tracker)
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -117,6 +122,8 @@ class Run:
             source = source if found is None else found
             self.tell([said])
         self.text = self.open_text()
+        if args.sample_prompts is not None and self.text is None:
+            raise ValueError(f"`sample_prompts` is {args.sample_prompts}, expected none without a `text_encoder`.")
         encoder = None if self.text is None else self.text.encoder
         denoiser, self.scheduler = self.open_model()
         if args.gradient_checkpointing:
@@ -127,7 +134,7 @@ class Run:
             compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
         ready_to_shard(self.learner, self.accelerator, args)
-        self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
+        self.ema = EMAModel(self.learned(self.learner), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         stage = replace(args, max_steps=math.ceil(args.max_steps / self.num_stages))
         self.lr_scheduler = build_lr_scheduler(optimizer, stage)
@@ -143,7 +150,7 @@ class Run:
             self.accelerator.num_processes,
             self.data.num_images,
             args.seed,
-            None if self.text is None else open_captions(self.train_source, self.data, args.seed),
+            None if self.text is None else self.open_captions(),
         )
 
     def open_validation(self) -> Any:
@@ -200,6 +207,21 @@ class Run:
         trained = model.text_encoder == SMALL_BERT or model.train_text_encoder
         return RunText(encoder, tokenizer, trained, self.accelerator.device)
 
+    def read_texts(self) -> None:
+        """Has a frozen text encoder read the videos' captions, once for all runs; called before the first step.
+
+        Raises:
+            ValueError: if their states cannot be kept on the disk.
+        """
+        source, cached = self.train_source, self.data.text_cache == "disk"
+        if self.text is None or self.text.trained or not cached or not isinstance(source, VideoClips):
+            return
+        texts, folder = source.captions(self.data.caption_column), text_folder(self.data)
+        with self.accelerator.main_process_first():
+            count = self.text.read(texts, folder)
+        if count:
+            self.tell([f"the text encoder has read {count} texts; their states are kept in {folder}."])
+
     def open_model(self) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
         """The denoiser that learns, with the weights that it starts from, and its scheduler."""
         encoder = None if self.text is None else self.text.encoder
@@ -214,6 +236,14 @@ class Run:
         if self.text is None or not self.text.trained or encoder is None:
             return denoiser
         return TextDenoiser(denoiser, encoder)
+
+    def learned(self, learner: nn.Module) -> list[nn.Parameter]:
+        """The weights of a learner that are averaged; the others stay as they are."""
+        return list(learner.parameters())
+
+    def open_captions(self) -> Callable[[Any], Any]:
+        """Gives the captions of the training source, as `batches.open_captions` does."""
+        return open_captions(self.train_source, self.data, self.args.seed)
 
     @property
     def global_batch(self) -> int:

@@ -71,7 +71,7 @@ class VaeTrainArguments(LoopArguments):
 
     # What the loop asks of each run, and a VAE has no choice of.
     optimizer, adam_learning_rate, text_encoder_lr_scale = "adamw", None, 1.0
-    attention_backend, compile, sample_steps = None, False, 0
+    attention_backend, compile, sample_steps, sample_prompts = None, False, 0, None
 
 
 GROUPS = (VaeModelArguments, DataArguments, VaeTrainArguments)

@@ -1,4 +1,4 @@
-"""What a run reports beside its loss: errors on held-out clips, by task and of one call, and a grid of samples."""
+"""What a run reports beside its loss: errors on held-out clips, by task and of one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ LIMITS = "one call 10 to 10 about 11.1, next 10.1 (of 5 to 5); 5 to 5 about 16.7
 
 
 def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> None:
-    """Logs what `measure` gives for the run, and a sample grid every `sample_steps`."""
+    """Logs what `measure` gives for the run."""
     if not run.accelerator.is_main_process:
         return
     values = measure(run)
@@ -26,9 +26,6 @@ def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> Non
     tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if measure is validate and run.data.source is None and run.data.variant == "classic":
         tqdm.write(f"the best possible: {LIMITS}")
-    if run.args.sample_steps and step % run.args.sample_steps == 0:
-        for tracker in run.accelerator.trackers:
-            tracker.log_images({"samples": sample_grid(run)[None].cpu().numpy()}, step=step, dataformats="NHWC")
 
 
 def held_out(run: Run, size: int, source: Any = None) -> Tensor:
@@ -102,18 +99,3 @@ def one_call(run: Run, unet: Any, clips: Tensor, given: int, no_text: Tensor | N
     name = f"validation/one_call_{given}_to_{len(by_frame)}"
     values = {"": by_frame.mean(), "_next": by_frame[0], "_last": by_frame[-1]}
     return {f"{name}{key}": value.item() for key, value in values.items()}
-
-
-def sample_grid(run: Run) -> Tensor:
-    """A grid uint8 `[H, W, C]`: rows are clips (two generated, two predicted from half their frames)."""
-    pipe = run.pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    clips = held_out(run, 2)
-    given = clips[:, : half(run)].permute(0, 1, 4, 2, 3).float() / 255
-    steps = pipe.generation_config.get("num_inference_steps", 20)
-    common: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
-    common |= {"return_dict": False, "generator": torch.Generator().manual_seed(0)}
-    free, bound = pipe(num_videos_per_prompt=2, **common)[0], pipe(video=given, **common)[0]
-    rows = torch.cat([torch.as_tensor(free), torch.as_tensor(bound)])  # [4, F, H, W, C]
-    grid = rows.permute(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, rows.shape[-1])
-    return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
