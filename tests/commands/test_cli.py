@@ -211,13 +211,8 @@ def test_sizes_count_each_file_once(tmp_path):
 
 
 def test_every_command_that_reports_takes_json():
-<<<<<<< HEAD
-    silent = {"completion", "demo"}
-    silent |= {"evaluate", "train", "train-lora", "distill", "latents"}  # their reports are files
-=======
     reports_in_files = {"evaluate", "train", "train-lora", "distill", "latents"}
     silent = {"completion", "demo", *reports_in_files}
->>>>>>> main
     import argparse
 
     def commands(parser, name=()):
