@@ -19,3 +19,15 @@ docs:
 # clips from the embedded checkpoint, in samples/
 clips:
     video-diffusion generate
+
+# known holes in the pinned dependencies; needs a network
+audit:
+    .ci/audit
+
+# the software bill of what is installed beside `python`, CycloneDX JSON
+bill:
+    .ci/bill "$(command -v python)" bill.cdx.json
+
+# the fuzzers with a thousand cases each
+fuzz:
+    FUZZ_CASES=1000 pytest tests/fuzz

@@ -3,13 +3,14 @@
 import io
 import json
 import sys
+import threading
 import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from demo_server import as_file, call, request, serving, upload
+from demo_server import as_file, call, messages, request, serving, upload, wait_for
 from denoisers import SMALLEST, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
@@ -203,6 +204,52 @@ def test_programs_can_call_the_three_tabs_and_nothing_else(url):
     assert not page.get("analytics_enabled", False)
 
 
+# ----------------------------------------------------------------------------------------------------------- the queue
+def test_who_waits_is_told_the_place_and_a_cheap_request_passes_a_dear_one(url, studio, monkeypatch):
+    """Three visitors at once: the first runs until the third is there; the third asks for less than the second."""
+    plain, free, order = studio.sample, threading.Event(), []
+
+    def sample(task, settings, *given):
+        order.append(settings.steps)
+        free.wait(30)
+        return plain(task, settings, *given)
+
+    monkeypatch.setattr(studio, "sample", sample)
+    monkeypatch.setattr(studio.turns, "rate", 1e-4)
+    asked = {steps: tuple((HOW | {"steps": steps}).values()) for steps in (1, 8, 2)}
+    said = {steps: [] for steps in asked}
+
+    def visit(steps):
+        for message in messages(url, "generate", "", "", 1, FRAMES, *asked[steps]):
+            said[steps].append(message)
+
+    threads = [threading.Thread(target=visit, args=(steps,)) for steps in asked]
+    for number, thread in enumerate(threads):
+        thread.start()
+        wait_for(lambda number=number: len(order) + len(studio.turns.waiting) == number + 1)
+    wait_for(lambda: "2 requests are before yours, for about" in json.dumps(said[8]))  # the third has passed it
+    assert "1 request is before yours, for about" in json.dumps(said[2])
+    free.set()
+    for thread in threads:
+        thread.join(60)
+    assert order == [1, 2, 8]
+    assert all(messages[-1]["msg"] == "process_completed" and messages[-1]["success"] for messages in said.values())
+
+
+def test_a_request_whose_worker_fails_is_answered_and_the_next_one_is_served(url, studio, monkeypatch):
+    def fail(*given):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(studio, "sample", fail)
+        refused("The memory does not suffice: ask for fewer frames or clips", url, "generate", "", "", 1, 3, *QUICK)
+        patched.setattr(studio, "sample", lambda *given: 1 / 0)
+        with pytest.raises(RuntimeError):
+            generate(url, 3)
+    assert "1 steps of dpm++" in generate(url, 3)[3]
+    assert studio.turns.running is None
+
+
 # --------------------------------------------------------------------------------------------------------- the command
 def test_the_command_listens_on_this_machine_only_and_bounds_images_and_uploads(monkeypatch, tmp_path):
     import gradio
@@ -219,8 +266,10 @@ def test_the_command_listens_on_this_machine_only_and_bounds_images_and_uploads(
     assert seen["max_file_size"] == Limits().upload_bytes
     assert not seen["share"]
     assert Image.MAX_IMAGE_PIXELS <= 2**21
+    from video_diffusion.demo.page import CALLED
+
     workers = {f.concurrency_limit for f in seen["page"].fns.values() if f.concurrency_id == "model"}
-    assert workers == {1}
+    assert workers == {CALLED}
     assert main(["demo", "--port", "70000"]) == 2
     assert main(["demo", "--model", str(tmp_path / "nowhere")]) == 2
 

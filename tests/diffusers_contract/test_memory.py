@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import PipelineQuantizationConfig, UNet3DConditionModel
+from diffusers import AutoencoderKL, PipelineQuantizationConfig, UNet3DConditionModel
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 
@@ -104,6 +104,52 @@ def test_broken_weights_and_an_overflow_are_said_and_not_shown_as_a_video(
     damage(pipeline.unet)
     with pytest.raises(ValueError, match=rf"`unet` \(torch.{dtype}\) gave NaN or infinite values, expected finite"):
         sample(pipeline, output_type=output_type)
+
+
+@pytest.mark.parametrize(
+    ("part", "options"), [("text_encoder", {"prompt": "one"}), ("vae", {}), ("vae", {"video": 1})]
+)
+def test_a_text_encoder_and_a_vae_that_give_nan_are_named(make_pipeline, sample, part, options):
+    torch.manual_seed(0)
+    small = {"block_out_channels": (8,), "norm_num_groups": 4}
+    vae = AutoencoderKL(1, 1, latent_channels=1, **small) if part == "vae" else None
+    pipeline = make_pipeline("bert" if part == "text_encoder" else None)
+    pipeline.register_modules(vae=vae)
+    side = "encoder" if "video" in options else "decoder"
+    broken = getattr(vae, side).conv_out if vae is not None else pipeline.text_encoder.embeddings.LayerNorm
+    broken.weight.data.flatten()[0] = float("nan")
+    if "video" in options:
+        options = {"video": torch.rand(1, 1, 1, 16, 16)}
+    with pytest.raises(ValueError, match=rf"`{part}` \(torch.float32\) gave NaN or infinite values, expected finite"):
+        sample(pipeline, **options)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), None), (float("inf"), None), (1e6, torch.float16)])
+def test_weights_that_are_not_finite_in_their_dtype_are_said_when_they_are_loaded(
+    make_pipeline, tmp_path, value, dtype
+):
+    pipeline = make_pipeline("bert")
+    for name, weights in (
+        ("text_encoder", pipeline.text_encoder.pooler.dense.bias),
+        ("unet", pipeline.unet.conv_out.bias),
+    ):
+        kept = weights.data.clone()
+        weights.data[0] = value
+        pipeline.save_pretrained(tmp_path / name)
+        weights.data[:] = kept
+        with pytest.raises(ValueError, match=rf"`{name}` has NaN or infinite values in .*bias \(torch.float"):
+            VideoDiffusionPipeline.from_pretrained(tmp_path / name, **({} if dtype is None else {"dtype": dtype}))
+
+
+def test_a_clip_of_one_colour_is_said(make_pipeline, sample, caplog):
+    """As after an overflow that is finite and clipped: all values lie beyond the range, so every frame is black."""
+    pipeline = make_pipeline()
+    assert "one value" not in (sample(pipeline), caplog.text)[1]
+    pipeline.scheduler = VPContinuousScheduler(prediction_type="sample")
+    pipeline.unet.conv_out.bias.data -= 1e4
+    clip = sample(pipeline, num_videos_per_prompt=2)
+    assert clip.amax() == 0
+    assert "Clips [0, 1] have one value in all pixels of the frames 0 to 3: the weights may be broken" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------------- loading

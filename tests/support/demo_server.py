@@ -4,6 +4,7 @@ import json
 import socket
 import time
 import urllib.request
+import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,6 +66,30 @@ def call(url, name, *data):
                     raise RuntimeError(answer)
                 return answer
     raise AssertionError("the stream ended without an answer")
+
+
+def messages(url, name, *data):
+    """What the page's own way of asking is told, one after the other: place, progress, the end."""
+    session = uuid.uuid4().hex
+    config = json.loads(request(f"{url}/config"))
+    number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
+    body = {"data": data, "fn_index": number, "session_hash": session}
+    request(f"{url}/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash={session}", timeout=60) as stream:
+        for line in stream:
+            if line.startswith(b"data: "):
+                message = json.loads(line[6:])
+                yield message
+                if message["msg"] in ("process_completed", "close_stream"):
+                    return
+
+
+def wait_for(condition, seconds=30):
+    """Waits until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.02)
 
 
 def request(url, data=None, headers=None):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from video_diffusion.data.captions import captions as make_captions
+from video_diffusion.data.modes import as_usual
 from video_diffusion.data.moving_mnist import MovingMNIST
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def write_parquet(
             _write_split(hidden, videos, videos_per_file, progress or (lambda _: None), captions)
         hidden.rename(partial / "data")
         (partial / "README.md").write_text(dataset_card(*splits, captions=captions), encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp's folder is for its owner only
+        as_usual(partial)  # mkdtemp's folder is for its owner only
         if out_dir.exists():
             out_dir.rmdir()
         partial.rename(out_dir)

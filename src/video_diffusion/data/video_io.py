@@ -16,6 +16,8 @@ from einops import rearrange, repeat
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from video_diffusion.data.modes import as_usual
+
 Clip = NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
 
@@ -85,7 +87,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     draft = Path(name)
     try:
         yield draft
-        draft.chmod(0o644)
+        as_usual(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def main() -> None:
     clips: dict[str, Any] = {}
     for title, (asked, changes) in ASKED.items():
         asked = replace(asked, settings=replace(studio.usual, **changes))
-        clips[title], queries[title] = studio.clips(asked), asked.query
+        (clips[title], _), queries[title] = studio.clips(asked), asked.query
         print(f"{title}: {asked.query}")
     np.savez_compressed(CLIPS, **clips)
     index = {"weights": weights_digest(embedded_models()[MODEL]), "examples": queries}

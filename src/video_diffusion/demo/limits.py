@@ -148,8 +148,8 @@ def check_settings(settings: Settings, limits: Limits) -> Settings:
     return checked
 
 
-def check_work(settings: Settings, windows: int, frames: int, height: int, width: int, limits: Limits) -> None:
-    """Refuses what would keep the machine busy for too long.
+def check_work(settings: Settings, windows: int, frames: int, height: int, width: int, limits: Limits) -> int:
+    """The work of a request, pixels × frames × calls; refuses what would keep the machine busy for too long.
 
     Args:
         settings: of the clips.
@@ -169,6 +169,7 @@ def check_work(settings: Settings, windows: int, frames: int, height: int, width
             f"This takes {calls} network calls ({parts}); the demo makes at most {most} with {frames} frames of "
             f"{width}×{height} pixels. Ask for fewer frames, clips or steps."
         )
+    return calls * frames * height * width
 
 
 def shortened(value: Any, longest: int = 40) -> str:

@@ -1,5 +1,6 @@
 """The page: three tabs on the left, what was made on the right, examples below; over one `Studio`. It needs gradio."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,10 +9,21 @@ import gradio as gr
 
 from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, Asked, read_query
 from video_diffusion.demo.limits import Limits, Settings
-from video_diffusion.demo.parts import DATASET, DRAWING, PRIVATE, Controls, Frames, Shown, counter, refusing
+from video_diffusion.demo.parts import (
+    DATASET,
+    DRAWING,
+    PRIVATE,
+    Controls,
+    Frames,
+    Shown,
+    counter,
+    refusing,
+    waiting_line,
+)
 from video_diffusion.demo.studio import Result, Studio
 
-WAITING = 32  # visitors in the queue; the next one is asked to come back
+CALLED = 32  # requests that the studio puts in its order, the cheap ones first
+WAITING = 32  # more of them, in the order of coming; the next visitor is asked to come back
 HEAD = """# Moving digits
 A diffusion model continues clips, makes new ones and fills gaps. An orange border marks the frames that it was given.
 """
@@ -64,7 +76,7 @@ class Panel:
 
 
 def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
-    """The page with its queue: one worker, so one clip at a time for all visitors together.
+    """The page with its queue. One request is worked on at a time, whatever the number of visitors.
 
     Args:
         studio: makes the clips.
@@ -106,7 +118,7 @@ def build(studio: Studio, examples: Examples | None = None) -> gr.Blocks:
 
 
 def connect(panel: Panel, shown: Shown) -> None:
-    """Connects a tab with what is shown: one worker for all tabs, and the name of the call for programs."""
+    """Connects a tab with what is shown: one queue for all tabs, and the name of the call for programs."""
     made = gr.on(
         [panel.button.click, *panel.triggers],
         panel.make,
@@ -114,7 +126,7 @@ def connect(panel: Panel, shown: Shown) -> None:
         shown.outputs,
         api_name=panel.kind,
         concurrency_id="model",
-        concurrency_limit=1,
+        concurrency_limit=CALLED,
         show_progress_on=shown.clip,
         scroll_to_output=True,
     )
@@ -209,7 +221,7 @@ def given_panel(studio: Studio, kind: str, action: str, most: int, usual: int, e
         def make() -> Result:
             number, own = source.read(source_of_frames, clip, files, drawn)
             known: Any = len(own) if own is not None and source_of_frames == DRAWING and kind == CONTINUE else given
-            return studio.make(Asked(kind, frames, known, number, settings), own, progress)  # type: ignore[arg-type]
+            return studio.make(Asked(kind, frames, known, number, settings), own, progress, waiting_line(progress))  # type: ignore[arg-type]
 
         result = refusing(make)
         if not result.query:
@@ -277,7 +289,8 @@ def create_panel(studio: Studio) -> Panel:
             follow,
         )
         settings = Settings(*asked)
-        return Shown.answer(refusing(lambda: studio.make(Asked(CREATE, frames, settings=settings), None, progress)))  # type: ignore[arg-type]
+        request = Asked(CREATE, frames, settings=settings)  # type: ignore[arg-type]
+        return Shown.answer(refusing(studio.make, request, None, progress, waiting_line(progress)))
 
     named = {"prompt": prompt, **controls.counters, **controls.settings}
     inputs = [prompt, *controls.counters.values(), *controls.values]
@@ -318,6 +331,7 @@ def serve(
 
     studio = Studio(load_pipeline(model, OWN_SAMPLER, device=device, dtype=dtype), model=model)
     bound_images(studio.limits)
+    os.environ.setdefault("GRADIO_TEMP_DIR", studio.uploads)  # gradio's own is the same for all users of a machine
     page = build(studio, finished_clips(studio))
     page.launch(server_name=host, server_port=port, **launch_options(studio.limits))
 

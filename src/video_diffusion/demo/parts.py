@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import gradio as gr
 import numpy as np
 
-from video_diffusion.data.video_io import Clip
+from video_diffusion.data.video_io import Clip, resize
 from video_diffusion.demo.limits import SEEDS
 from video_diffusion.demo.studio import Result, Studio
 from video_diffusion.demo.uploads import KINDS, moved, read_drawing, read_upload
@@ -28,8 +28,20 @@ def refusing(action: Callable[..., T], *given: Any) -> T:
     """What `action` returns; a ValueError or ImportError becomes a message on the page, as text and not as HTML."""
     try:
         return action(*given)
+    except MemoryError as error:
+        raise gr.Error("The memory does not suffice: ask for fewer frames or clips.", print_exception=False) from error
     except (ValueError, ImportError) as error:
         raise gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False) from error
+
+
+def waiting_line(progress: Any) -> Callable[[int, float], object]:
+    """Shows a visitor the place and the expected wait, through gradio's `Progress`."""
+
+    def tell(place: int, seconds: float) -> object:
+        others = "1 request is" if place == 1 else f"{place} requests are"
+        return progress(0.0, desc=f"{others} before yours, for about {seconds:.0f} s")
+
+    return tell
 
 
 def uploads_only(component: Any) -> Any:
@@ -202,8 +214,9 @@ class Frames:
         """The number of a test clip, or None and the visitor's own clip; raises ValueError where it is refused."""
         if source == DATASET:
             return index, None
-        if source == UPLOAD:
-            return None, read_upload(files, self.studio.limits)
+        if source == UPLOAD:  # only what the model can read is held while others are served
+            clip = read_upload(files, self.studio.limits)
+            return None, resize(clip, self.studio.height, self.studio.width)
         if not drawn:
             raise ValueError("There are no drawn frames yet: draw one and press `Add frame`.")
         return None, np.concatenate(drawn)

@@ -1,11 +1,12 @@
 """A pipeline behind a counter: one request at a time, within limits, as a GIF, an MP4 and a contact sheet."""
 
+import contextvars
 import tempfile
-import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from video_diffusion.data.video_io import Clip, tile, to_channels, write_gif, wr
 from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, KINDS, Asked, call_options, python_code
 from video_diffusion.demo.limits import Limits, Settings, check_settings, check_work, choice, whole
 from video_diffusion.demo.pictures import FPS, IN_A_ROW, write_sheet, write_shown
+from video_diffusion.demo.turns import Tell, Turns
 from video_diffusion.model.guidance import reads_frames
 from video_diffusion.model.windows import plan_windows
 from video_diffusion.sampling import (
@@ -85,9 +87,15 @@ class Studio:
         self.trained = trained_frames(pipeline)
         if self.trained < 3:
             raise ValueError(f"The model makes clips of {self.trained} frames, expected 3 or more for the demo.")
-        self.lock = threading.Lock()
+        self.turns = Turns()
+        self.worker = ThreadPoolExecutor(1, "model")  # PyTorch keeps memory for each thread that it ever ran in
         self.folder = tempfile.TemporaryDirectory(prefix="video-diffusion-demo-")
         self.results: deque[list[Path]] = deque()
+
+    @property
+    def uploads(self) -> str:
+        """A folder for uploads that nobody else can read or write; it goes away with the studio's."""
+        return str(Path(self.folder.name) / "uploads")
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -160,30 +168,49 @@ class Studio:
         return Asked(kind, frames, given, clip, settings)
 
     # -------------------------------------------------------------------------------------------------------- the clip
-    def make(self, asked: Asked, clip: Clip | None = None, progress: Progress = lambda done: None) -> Result:
+    def make(
+        self,
+        asked: Asked,
+        clip: Clip | None = None,
+        progress: Progress = lambda done: None,
+        waiting: Tell = lambda place, seconds: None,
+    ) -> Result:
         """Makes the clips of a request and writes their files; arguments and errors as in `clips`."""
-        asked, start = self.check(asked), time.perf_counter()
-        clips = self.clips(asked, clip, progress)
-        return self.write(asked, clips, time.perf_counter() - start)
+        asked = self.check(asked)
+        return self.write(asked, *self.clips(asked, clip, progress, waiting))
 
-    def clips(self, asked: Asked, clip: Clip | None = None, progress: Progress = lambda done: None) -> Clip:
-        """Makes the clips of a request, uint8 `[N, F, H, W, C]`.
+    def clips(
+        self,
+        asked: Asked,
+        clip: Clip | None = None,
+        progress: Progress = lambda done: None,
+        waiting: Tell = lambda place, seconds: None,
+    ) -> tuple[Clip, float]:
+        """Makes the clips of a request when its turn has come.
 
         Args:
             asked: checked by `check`.
             clip: the visitor's own frames, see `task`.
             progress: is told how much is done.
+            waiting: is told how many requests are before it, and for how many seconds.
+
+        Returns:
+            uint8 `[N, F, H, W, C]`, and the seconds that they took.
 
         Raises:
             ValueError: where it is too much, or guidance by given frames is asked for and there are none.
         """
         settings, windows = asked.settings, self.windows(asked)
         frames = min(asked.frames, self.trained)
-        check_work(settings, windows, frames, self.height, self.width, self.limits)
+        cost = check_work(settings, windows, frames, self.height, self.width, self.limits)
         if asked.kind == CREATE and windows == 1:
             check_nothing_guides(settings)
         task = to_model(self.task(asked, clip), self.pipeline.pixel_channels, settings.clips)
-        return self.sample(task, settings, self.options(asked), progress)
+        with self.turns.turn(cost, waiting):
+            start = time.perf_counter()
+            context = contextvars.copy_context()  # how gradio knows whose progress it is
+            work = self.worker.submit(context.run, self.sample, task, settings, self.options(asked), progress)
+            return work.result(), time.perf_counter() - start
 
     def windows(self, asked: Asked) -> int:
         """How often the model runs for a clip of a request."""
@@ -197,7 +224,7 @@ class Studio:
         return call_options(asked, replaces=known and not told)
 
     def sample(self, task: Task, settings: Settings, options: dict[str, Any], progress: Progress) -> Clip:
-        """Runs the pipeline, alone; uint8 `[N, F, H, W, C]`."""
+        """Runs the pipeline, which nobody else does meanwhile; uint8 `[N, F, H, W, C]`."""
 
         def step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             progress((step + 1) / pipeline.num_timesteps)
@@ -205,10 +232,9 @@ class Studio:
 
         seeds = range(settings.seed, settings.seed + settings.clips)
         options = {name: value for name, value in options.items() if name != "num_frames"}  # the task's
-        with self.lock:
-            gamma = settings.gamma if settings.sampler == OWN_SAMPLER and self.gamma is not None else None
-            self.pipeline.scheduler = choose_sampler(self.scheduler, settings.sampler, gamma)
-            return sample(self.pipeline, task, seeds, bar={"disable": True}, callback_on_step_end=step_end, **options)
+        gamma = settings.gamma if settings.sampler == OWN_SAMPLER and self.gamma is not None else None
+        self.pipeline.scheduler = choose_sampler(self.scheduler, settings.sampler, gamma)
+        return sample(self.pipeline, task, seeds, bar={"disable": True}, callback_on_step_end=step_end, **options)
 
     def write(self, asked: Asked, clips: Clip, seconds: float | None) -> Result:
         """Writes the files of clips `[N, F, H, W, C]`; those of old results go away.

@@ -6,20 +6,33 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
+
+from video_diffusion.data.modes import as_usual
+from video_diffusion.hub.configs import (
+    GENERATION_CONFIG,
+    INDEX,
+    LIBRARY,
+    build,
+    check_components,
+    check_config,
+    check_shapes,
+    read_generation_config,
+    read_index,
+    read_json,
+)
+from video_diffusion.hub.integrity import seal_pipeline, verify_pipeline
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHELVES = (PACKAGE / "pipelines", PACKAGE.parents[1] / "pipelines")  # in an installed package, in the repository
-INDEX = "model_index.json"
-GENERATION_CONFIG = "generation_config.json"
 SOLVERS = {  # the stock schedulers that `sampler` in it may name, beside the model's own
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
@@ -33,8 +46,6 @@ CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, 
 SIBLINGS = {  # what such a file imports relatively, flat beside it
     "VideoDiffusionPipeline": ("adapters.py", "inputs.py", "guidance.py", "windows.py", "autoencoding.py"),
 }
-LIBRARY = PACKAGE.name  # how `model_index.json` names the home of our components
-OWN_COMPONENTS = tuple(name for name, (place, _) in CODE_FILES.items() if "/" in place)
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # reading such a file runs what its author put in it
@@ -149,37 +160,64 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"use_safetensors": True, "low_cpu_mem_usage": find_spec("accelerate") is not None} | options
 
 
-def own_components(folder: Path) -> dict[str, str]:
-    """The components of a pipeline's folder whose classes are ours, by name: which class.
+def read_folder(folder: Path, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Checks a pipeline's folder before a weight is loaded: all JSON files, pickles, the manifest if there is one.
+
+    Args:
+        folder: of the pipeline.
+        given: options of `from_pretrained`; the components among them are not read from the folder.
+
+    Returns:
+        the components whose classes are ours, by name: which class; and the generation config.
 
     Raises:
-        ValueError: where its `model_index.json` is none, or weights are in pickles only.
-        OSError: where there is no `model_index.json`.
+        ValueError: where one of them is refused, naming the file and the key.
+        OSError: where a file is missing.
     """
-    if not (folder / INDEX).is_file():
-        raise OSError(f"{folder} holds no {INDEX}, expected the folder of a saved pipeline.")
-    index = read_json(folder / INDEX)
-    check_index(index)
+    index = read_index(folder)
+    check_components(index, given)
     refuse_pickles((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), index)
-    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[0] == LIBRARY}
+    generation_config = read_generation_config(folder)
+    own = {
+        name: entry[1]
+        for name, entry in index.items()
+        if not name.startswith("_") and isinstance(entry, list) and entry[0] == LIBRARY and name not in given
+    }
+    for name, class_name in own.items():
+        check_component(folder / name, class_name)
+    if folder.parent.name != "snapshots":  # in the cache of the Hub's files lie those that were asked for only
+        verify_pipeline(folder, skipped=given)
+    return own, generation_config
+
+
+def check_component(folder: Path, class_name: str) -> None:
+    """Checks one of our components without loading it; errors as in `read_folder`."""
+    import video_diffusion as library
+
+    component = getattr(library, class_name)
+    if issubclass(component, library.ModelMixin):
+        file = folder / "config.json"
+        arguments = check_config(component, file)
+        check_weights(folder)
+        if "quantization_config" not in read_json(file):  # quantised weights have other shapes
+            check_shapes(component, file, arguments)
+    else:
+        file = folder / "scheduler_config.json"
+        build(component, file, check_config(component, file))
 
 
 def load_component(folder: Path, name: str, class_name: str, options: Mapping[str, Any]) -> Any:
     """Loads one of our components from the installed package's code, strictly.
 
-    A model's folder holds every weight of its config, in its shape, and no other.
+    A model's folder holds every weight of its config, in its shape, and no other. `read_folder` has checked it.
 
     Raises:
-        ValueError: where that is not so, or a file is broken, or the config has values of a wrong type.
-        OSError: where there are no weights.
+        ValueError: where that is not so, or a file is broken.
     """
     import video_diffusion as library
 
     component, place = getattr(library, class_name), folder / name
     is_model = issubclass(component, library.ModelMixin)
-    check_config(component, place / ("config.json" if is_model else "scheduler_config.json"))
-    if is_model:
-        check_weights(place)
     passed = _model_options(place, options) | {"output_loading_info": True} if is_model else {}
     try:
         loaded = component.from_pretrained(str(place), **passed)
@@ -200,6 +238,32 @@ def load_component(folder: Path, name: str, class_name: str, options: Mapping[st
     return model
 
 
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Turns what the libraries raise where a file of a component is broken into a ValueError that names the folder."""
+    from safetensors import SafetensorError
+
+    raw = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+    try:
+        yield
+    except (*raw, json.JSONDecodeError, UnicodeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds a component whose files are broken: {error}") from error
+
+
+def check_finite_weights(pipeline: "VideoDiffusionPipeline") -> None:
+    """Refuses a pipeline whose weights hold NaN or infinite values; raises ValueError, naming the first of them."""
+    import torch
+
+    for part, model in pipeline.components.items():
+        for name, value in model.named_parameters() if isinstance(model, torch.nn.Module) else ():
+            plain = type(value.data) is torch.Tensor and value.is_floating_point() and not value.is_meta
+            if plain and value.dtype.itemsize > 1 and not value.isfinite().all():
+                raise ValueError(
+                    f"`{part}` has NaN or infinite values in {name} ({value.dtype}), expected finite ones: the "
+                    "weights are broken, or too large for the dtype."
+                )
+
+
 def _model_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """What of the pipeline's options a model is loaded with."""
     dtype, variant = options.get("dtype", options.get("torch_dtype")), options.get("variant")
@@ -215,66 +279,6 @@ def _model_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     if (quantization := options.get("quantization_config")) is not None:
         passed["quantization_config"] = quantization._resolve_quant_config(is_diffusers=True, module_name=folder.name)
     return passed
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds a dict; raises ValueError, naming it, where it does not."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # also where it is no UTF-8
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{file} is nested too deeply, expected a dict.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a dict.")
-    return content
-
-
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The generation config of a pipeline's folder, empty without one; raises ValueError where it is refused."""
-    from video_diffusion.model.inputs import check_generation_config
-
-    file = folder / GENERATION_CONFIG
-    if not file.is_file():
-        return {}
-    try:
-        return check_generation_config(read_json(file))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def check_config(component: Any, file: Path) -> None:
-    """Refuses a config whose values are not of the types that the class's constructor names.
-
-    Raises:
-        ValueError: naming the key.
-        OSError: where there is no such file.
-    """
-    if not file.is_file():
-        raise OSError(f"{file} is missing, expected the config of a {component.__name__}.")
-    hints = get_type_hints(component.__init__)
-    for name, value in read_json(file).items():
-        if name in hints and not fits(value, hints[name]):
-            hint = getattr(hints[name], "__name__", None) or str(hints[name])
-            raise ValueError(f"{file} has {name} = {value!r}, expected {hint}.")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a JSON file is what an annotation of numbers, strings, tuples and None says."""
-    kind, items = get_origin(hint), get_args(hint)
-    if kind in (Union, UnionType):
-        return any(fits(value, item) for item in items)
-    if hint in (None, NoneType):
-        return value is None
-    if kind in (tuple, list) or hint in (tuple, list):
-        if not isinstance(value, list | tuple):
-            return False
-        if not items or items[-1] is ... or kind is list:
-            return all(fits(item, items[0]) for item in value) if items else True
-        return len(value) == len(items) and all(map(fits, value, items))
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def check_device_map(options: Mapping[str, Any]) -> None:
@@ -377,23 +381,6 @@ def refuse_pickles(names: Iterable[str], index: Mapping[str, Any]) -> None:
             )
 
 
-def check_index(index: Mapping[str, Any]) -> None:
-    """Refuses a `model_index.json` whose names would lead out of its folder or to what is no component of ours.
-
-    Raises:
-        ValueError: naming the entry.
-    """
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list):
-            continue
-        if len(entry) != 2 or not all(isinstance(item, str | None) for item in entry):
-            raise ValueError(f"{INDEX} has {name} = {entry}, expected a library and a class.")
-        if not name.isidentifier():
-            raise ValueError(f"{INDEX} has the component {name!r}, expected a plain name.")
-        if entry[0] == LIBRARY and entry[1] not in OWN_COMPONENTS:
-            raise ValueError(f"{INDEX} has {name} = {entry}, expected one of our components: {OWN_COMPONENTS}.")
-
-
 # ----------------------------------------------------------------------------------------------------------- exporting
 def export_folder(
     pipeline: "VideoDiffusionPipeline | str | os.PathLike[str]",
@@ -433,7 +420,7 @@ def export_folder(
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        draft.chmod(0o755)
+        as_usual(draft)
         pipeline.save_pretrained(str(draft), max_shard_size=max_shard_size)
         if variant is not None:
             _save_half(parts, draft, variant, max_shard_size)
@@ -441,8 +428,9 @@ def export_folder(
         for folder in extras:
             _keep_other_files(folder, draft)
         forget_origin(draft)
+        seal_pipeline(draft)
         for file in draft.glob("*/*.safetensors"):
-            file.chmod(0o644)  # safetensors makes them readable for their owner only
+            as_usual(file)  # safetensors makes them readable for their owner only
         swap(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from video_diffusion.data.modes import as_usual
 from video_diffusion.hub.folder import (
     GENERATION_CONFIG,
     INDEX,
@@ -150,7 +151,7 @@ def pull_pipeline(
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         ignored = shutil.ignore_patterns(*(f"*{ending}" for ending in PICKLES))  # another program may have cached one
         try:
-            draft.chmod(0o755)
+            as_usual(draft)
             shutil.copytree(snapshot, draft, dirs_exist_ok=True, ignore=ignored)
             swap(draft, out)
         finally:

@@ -592,6 +592,10 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
     ) -> None:
         super().__init__()
         _check_config(block_out_channels, attention_head_dim, norm_num_groups, patch_size, temporal_shift)
+        try:
+            activation = get_activation(act_fn)
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f"`act_fn` is {act_fn!r}, expected the name of an activation in diffusers.") from error
         _check_transformer(transformer_layers, transformer_inner_dim, attention_head_dim)
         _check_attention(attention_pattern, cross_attention_every, rope_theta)
         self.gradient_checkpointing = False
@@ -607,7 +611,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
         self.time_proj = Timesteps(stem, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(stem, temb_channels, act_fn, cond_proj_dim=time_cond_proj_dim)
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, temb_channels)
-        self.act = get_activation(act_fn)
+        self.act = activation
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, stem, 3, padding=1)
 
         def block(in_channels: int, level: int) -> VideoUNetBlock:

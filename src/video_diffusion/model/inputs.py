@@ -358,6 +358,25 @@ def check_tensor(name: str, value: Any, expected: str) -> None:
         raise ValueError(f"`{name}` holds NaN or infinite values, expected finite ones.")
 
 
+def check_finite(name: str, part: Any, finite: Tensor) -> None:
+    """Refuses NaN and infinite values that a component gave, told by `finite`: they would be shown as a black video.
+
+    Raises:
+        ValueError: naming the component, with what can be wrong with it.
+    """
+    if not finite:
+        raise ValueError(
+            f"`{name}` ({part.dtype}) gave NaN or infinite values, expected finite ones: its weights are "
+            "broken, or the dtype overflows (float16 does; bfloat16 and float32 reach further)."
+        )
+
+
+def plain_clips(video: Tensor) -> list[int]:
+    """The clips, of any shape `[B, ...]`, that have one value throughout, as after an overflow that was clipped."""
+    flat = video.flatten(1)
+    return (flat.amin(1) == flat.amax(1)).nonzero().flatten().tolist() if flat.shape[1] > 1 else []
+
+
 def shown(value: Any) -> str:
     """How an error shows what came: its repr, cut short."""
     text = repr(value)

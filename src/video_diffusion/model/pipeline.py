@@ -46,15 +46,19 @@ from .inputs import (
     Frames,
     Generators,
     Prompts,
+    check_finite,
     check_generation_config,
     check_output,
     check_text,
     encode_tokens,
+    plain_clips,
     resolve_call,
     shown,
     text_length,
 )
 from .windows import Window, with_horizon
+
+logger = logging.get_logger(__name__)
 
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components: a file format, never to change
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
@@ -242,18 +246,14 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
 
         kwargs = hub.check_options(kwargs)
         folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
-        own = {
-            name: hub.load_component(folder, name, class_name, kwargs)
-            for name, class_name in hub.own_components(folder).items()
-            if name not in kwargs
-        }
-        try:
+        components, generation_config = hub.read_folder(folder, kwargs)
+        own = {name: hub.load_component(folder, name, kind, kwargs) for name, kind in components.items()}
+        with hub.naming(folder):
             pipeline = super().from_pretrained(str(folder), **own, **kwargs)
-        except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{folder} holds a component whose files are broken: {error}") from error
+        hub.check_finite_weights(pipeline)
         hub.spread(pipeline, own)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        pipeline.generation_config = hub.read_generation_config(folder)
+        pipeline.generation_config = generation_config
         return pipeline
 
     @classmethod
@@ -304,6 +304,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         else:
             file.unlink(missing_ok=True)
         forget_origin(Path(save_directory))
+        seal(Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads weights, code and card in one commit; options as in `video_diffusion.hub.publish.push_pipeline`.
@@ -320,11 +321,15 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         """`[B, C, F, H, W]`: frames `[B, F, C, H, W]` in [-1, 1], or the mean of the VAE's posterior given them."""
         if self.vae is None:
             return rearrange(frames, "b f c h w -> b c f h w")
-        return self.latent_space.encode(rearrange(frames, "b f c h w -> b c f h w"))
+        latents = self.latent_space.encode(rearrange(frames, "b f c h w -> b c f h w"))
+        check_finite("vae", self.vae, latents.isfinite().all())
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Frames `[B, F, C, H, W]` in [0, 1] of latents `[B, C, F, H, W]`."""
         clips = latents if self.vae is None else self.latent_space.decode(latents, channels=self.pixel_channels)
+        if self.vae is not None:
+            check_finite("vae", self.vae, clips.isfinite().all())
         return VideoProcessor.denormalize(rearrange(clips, "b c f h w -> b f c h w"))
 
     def prepare_latents(
@@ -424,6 +429,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
                 raise ValueError(f"`{name}` has {longest} tokens, expected at most {length}.")
             tokens = self.tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").to(device)
             embeds = encode_tokens(self.text_encoder, tokens.input_ids, tokens.attention_mask, clip_skip)
+            check_finite("text_encoder", self.text_encoder, embeds.isfinite().all())
         elif embeds is None and width is not None:
             embeds = torch.zeros(1, 1, width)
         return None if embeds is None else embeds.to(device, self.unet.dtype)
@@ -576,13 +582,15 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             z, conditions = step_end(self, t, z, conditions)
         self._current_timestep = None
         z = torch.where(conditions.known, conditions.given, z)
-        if not finite or not z.isfinite().all():
-            raise ValueError(
-                f"`unet` ({self.unet.dtype}) gave NaN or infinite values, expected finite ones: its weights are "
-                "broken, or the dtype overflows (float16 does; bfloat16 and float32 reach further)."
-            )
+        check_finite("unet", self.unet, finite & z.isfinite().all())
         inside = [frames.index(place) for place in window.made]
         made, video = z[:, :, inside], None
+        if plain := plain_clips(made):
+            logger.warning(
+                "Clips %s have one value in all pixels of the frames %d to %d: the weights may be broken or "
+                "untrained, or %s overflows.",
+                *(plain, window.made[0], window.made[-1], self.unet.dtype),
+            )
         if canvas.video is not None and self.vae is not None and self.latent_space.sees_time:
             video = self.decode(z)[:, [frame for place in inside for frame in canvas.grid.frames(place)]]
         elif canvas.video is not None:
@@ -703,7 +711,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             untouched.
 
         Raises:
-            ValueError: where an argument is refused, before the first network call; where the network gives NaN.
+            ValueError: where an argument is refused, before the first network call; where a component gives NaN.
         """
         if not isinstance(return_dict, bool):
             raise ValueError(f"`return_dict` is {shown(return_dict)}, expected True or False.")
@@ -931,6 +939,16 @@ def hook_names(module: torch.nn.Module) -> list[str]:
 def has_cache(unet: torch.nn.Module) -> bool:
     """Whether `enable_cache` is on: one step of the network then depends on earlier ones."""
     return any(name in CACHES for module in unet.modules() for name in hook_names(module))
+
+
+def seal(folder: Path) -> None:
+    """Writes down the digest of each file that is loaded, where the package is there; else an old list goes away."""
+    try:
+        import video_diffusion.hub.integrity as integrity
+    except ImportError:
+        (folder / "manifest.json").unlink(missing_ok=True)
+    else:
+        integrity.seal_pipeline(folder)
 
 
 def forget_origin(folder: Path) -> None:

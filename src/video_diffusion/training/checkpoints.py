@@ -14,9 +14,9 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 
 from video_diffusion import VideoDiffusionPipeline
+from video_diffusion.hub.integrity import damage, to_disk, write_json, write_manifest, writing
 from video_diffusion.training.arguments import GROUPS
 from video_diffusion.training.fields import declared
-from video_diffusion.training.integrity import damage, to_disk, write_json, write_manifest, writing
 from video_diffusion.training.run import Run
 
 RECORD = "run.json"
