@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor, nn
 
+from video_diffusion.hub.integrity import to_disk, writing
 from video_diffusion.metrics.functional import psnr
 from video_diffusion.metrics.lpips import LPIPS, check_lpips_frames
 from video_diffusion.model.autoencoding import LatentSpace
@@ -30,7 +31,6 @@ from video_diffusion.training.arguments import (
 )
 from video_diffusion.training.batches import Batch, to_model
 from video_diffusion.training.fields import argument, group, one_of, real, text, whole
-from video_diffusion.training.integrity import to_disk, writing
 from video_diffusion.training.latents import check_clips
 from video_diffusion.training.run import Run
 from video_diffusion.training.validation import held_out
