@@ -107,6 +107,8 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
     base = base_of(run)
     dataset = dataset_of(run)
     on_hub = base.count("/") == 1
+    size = run.get("image_size") or 64
+    height, width = [size, size] if isinstance(size, int) else size
     of_text = "text_encoder" in settings or bool(run.get("captions"))
     data = ModelCardData(
         license="apache-2.0",
@@ -126,6 +128,8 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
         "adapter": model_id.rpartition("/")[2],
         "prompt": _prompt(run),
         "frames": run.get("num_frames") or 10,
+        "height": height,
+        "width": width,
         "adapter_rows": _rows(folder, settings),
         "recipe": [row for row in describe_recipe(run) if row[0] != "weights it started from"],
         "dataset": describe_data(run) if dataset or run else None,
