@@ -944,11 +944,11 @@ def has_cache(unet: torch.nn.Module) -> bool:
 def seal(folder: Path) -> None:
     """Writes down the digest of each file that is loaded, where the package is there; else an old list goes away."""
     try:
-        import video_diffusion.hub.integrity as integrity
+        import video_diffusion.hub.folder as hub
     except ImportError:
         (folder / "manifest.json").unlink(missing_ok=True)
     else:
-        integrity.seal_pipeline(folder)
+        hub.seal_pipeline(folder)
 
 
 def forget_origin(folder: Path) -> None:
