@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 COMMANDS = (
-    *("generate", "train", "distill", "dataset", "metrics", "evaluate", "hub", "demo", "export", "doctor"),
+    *("generate", "train", "train_lora", "distill", "latents", "dataset", "metrics", "evaluate", "hub", "demo"),
+    *("export", "doctor"),
     "completion",
 )
 REFUSALS = (ValueError, TypeError, OSError, ImportError, OverflowError)  # each says what is wrong with the input
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 2 where the input was refused or the memory did not suffice (the reason goes to standard error),
-        130 on Ctrl-C; `train` and `distill` have more.
+        130 on Ctrl-C; `train`, `train-lora` and `distill` have more.
     """
     args = build_parser().parse_args(argv)
     try:

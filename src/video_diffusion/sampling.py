@@ -197,7 +197,8 @@ def sampler_name(pipeline: "VideoDiffusionPipeline") -> str:
 
 def trained_frames(pipeline: "VideoDiffusionPipeline") -> int:
     """The number of frames that a model was trained on."""
-    return int(pipeline.unet.config.get("num_frames") or USUAL_FRAMES)
+    frames = pipeline.unet.config.get("num_frames")  # of the latents, where there is a VAE
+    return int(pipeline.frame_grid.start(frames) if frames else USUAL_FRAMES)
 
 
 def frame_size(pipeline: "VideoDiffusionPipeline") -> tuple[int, int]:

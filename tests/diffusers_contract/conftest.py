@@ -6,19 +6,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
-)
+from transformers import PreTrainedTokenizerFast
 
-from denoisers import randomised
+from text_encoders import tiny_encoder
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 
 WORDS = ["[PAD]", "[START]", "[END]", "[UNK]", "one", "two", "left", "right"]
@@ -40,18 +30,8 @@ def make_text_encoder():
     """A function that makes a tiny text encoder of a kind; zero-initialised weights become random."""
 
     def make(kind, **changes):
-        torch.manual_seed(1)
-        size = {"vocab_size": len(WORDS), "hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 3}
-        size |= {"num_attention_heads": 2, "max_position_embeddings": LENGTH}
-        t5 = {"vocab_size": len(WORDS), "d_model": WIDTH, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
-        ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-        if kind == "clip":
-            return randomised(CLIPTextModel(CLIPTextConfig(**size | ends | changes)))
-        if kind == "t5":
-            return randomised(T5EncoderModel(T5Config(**t5 | changes)))
-        if kind == "umt5":
-            return randomised(UMT5EncoderModel(UMT5Config(**t5 | changes)))
-        return randomised(BertModel(BertConfig(**size | changes)))
+        ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} if kind == "clip" else {}
+        return tiny_encoder(kind, len(WORDS), LENGTH, WIDTH, **ends | changes)
 
     return make
 

@@ -109,10 +109,10 @@ def test_the_pyramid_is_even_and_ends_with_the_last_step():
     assert torch.equal(pyramid_times(torch.tensor([True, False]), 4, 1.0)[:2, 1], torch.tensor([1.0, 0.5]).double())
 
 
-def gaussian(**scheduler):
+def gaussian(size=SIZE, **scheduler):
     """A pipeline around the exact denoiser of frames that are AR(1) in time, each at its own noise level."""
     unet = tiny_denoiser(
-        num_frames=FRAMES, block_out_channels=(16, 16), sample_size=SIZE, in_channels=1, frame_timesteps=True
+        num_frames=FRAMES, block_out_channels=(16, 16), sample_size=size, in_channels=1, frame_timesteps=True
     )
     scheduler = {"prediction_type": "v_prediction", "clip_sample": False} | scheduler
     pipeline = VideoDiffusionPipeline(unet, VPContinuousScheduler(**scheduler))
@@ -167,13 +167,13 @@ def test_guidance_masks_the_given_frames_by_pure_noise():
 
 
 def test_a_long_video_is_rolled_out_with_it():
-    pipeline, _ = gaussian()
+    pipeline, _ = gaussian(32)
     made = pipeline(
-        num_frames=12, num_inference_steps=400, noise_pyramid=1.0, output_type="latent", generator=seed()
+        num_frames=10, num_inference_steps=300, noise_pyramid=1.0, output_type="latent", generator=seed()
     ).frames
     frames = made[0, 0].flatten(1).double()
     correlation = (frames[1:] * frames[:-1]).mean(1) / STD**2
-    torch.testing.assert_close(correlation, torch.full((11,), RHO).double(), atol=0.09, rtol=0)
+    torch.testing.assert_close(correlation, torch.full((9,), RHO).double(), atol=0.12, rtol=0)
 
 
 def test_a_pyramid_is_refused_where_there_is_one_time(make_denoiser):

@@ -25,13 +25,14 @@ from stand_ins import AbsoluteError, some_pixels
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler, evaluation
 from video_diffusion.cli import main
 from video_diffusion.data import MovingMNIST
-from video_diffusion.data.video_io import write_gif
+from video_diffusion.data.video_io import write_gif, write_mp4
 from video_diffusion.hub import folder, transfer
+from video_diffusion.training.lora import parse_adaptation
 from video_diffusion.training.text import small_bert
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
-ENVIRONMENT = ("python -m venv", "pip install", "git clone", ". .venv")
+ENVIRONMENT = ("python -m venv", "pip install", "git clone", ". .venv", "python training/examples/make_videos.py")
 TOKEN = "hf_" + "t" * 34
 SHORTER = {  # on the page → here
     "--num-videos 1000 ": "--num-videos 4 --num-frames 3 ",
@@ -96,7 +97,7 @@ def run(code, more=()):
             line = line.replace(long, short)
         words = shlex.split(line)
         assert words[0] == "video-diffusion", line
-        words += more if words[1] == "train" else []
+        words += more if words[1] in ("train", "train-lora") else []
         assert main(words[1:]) == 0, line
 
 
@@ -194,6 +195,22 @@ def test_train(desk, monkeypatch):
     torch.set_num_threads(threads)
     for made in ("digits", "more"):
         assert (desk / "runs" / made / "model_index.json").is_file()
+
+
+def test_lora(desk, hub):
+    for split in ("train", "validation"):
+        (desk / "my-videos" / split).mkdir(parents=True)
+        write_mp4(np.full((12, 32, 32, 1), 200, np.uint8), desk / "my-videos" / split / "a.mp4", fps=8, scale=1)
+        (desk / "my-videos" / split / "a.txt").write_text("a white circle")
+    tiny = ["--max_steps", "1", "--per_device_batch_size", "1", "--lora_target_modules", "to_q", "--tracker", "none"]
+    names = play(TUTORIALS / "lora.md", more=[*tiny, "--validation_videos", "1", "--lora_rank", "2"])
+    assert len(names["clip"]) == 4
+    assert names["pipe"].get_list_adapters() == {}
+    assert hub.files("you/shapes-lora").keys() >= {"README.md", "pytorch_lora_weights.safetensors", "run.json"}
+    flags = re.findall(r"^\| `(--[^`]+)` \|", (TUTORIALS / "lora.md").read_text(), flags=re.MULTILINE)
+    assert len(flags) == 7
+    for flag in flags:
+        parse_adaptation(flag.split())
 
 
 def test_publish(desk, hub, shelf):

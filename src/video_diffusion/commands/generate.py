@@ -102,6 +102,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(history_guidance=None)  # the model's generation config, else 1
     add("--seed", type=int, default=0, help="clip i is drawn from seed + i (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, help="default: the model's generation config, else ancestral, the model's own")
+    add("--lora", metavar="ID", help="an adapter of the model: its folder or Hub id (needs peft)")
+    add("--lora-scale", type=float, default=1.0, help="weight of the adapter (default: %(default)s)")
     add("--gamma", type=float, help="noise of the ancestral sampler: 0 (posterior) to 1 (default: the model's)")
     add("--batch-size", type=int, default=16, help="clips at once; does not change them (default: %(default)s)")
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files (default: %(default)s)")
@@ -220,8 +222,12 @@ def check_history_guidance(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> "VideoDiffusionPipeline":
-    """The pipeline that the arguments name."""
-    return load_pipeline(args.model, args.sampler, args.gamma, args.device, args.dtype)
+    """The pipeline that the arguments name, with its adapter."""
+    pipeline = load_pipeline(args.model, args.sampler, args.gamma, args.device, args.dtype)
+    if getattr(args, "lora", None) is not None:
+        pipeline.load_lora_weights(args.lora, adapter_name="lora")
+        pipeline.set_adapters("lora", args.lora_scale)
+    return pipeline
 
 
 def example_prompts(pipeline: "VideoDiffusionPipeline", count: int) -> list[str] | None:

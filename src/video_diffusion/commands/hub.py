@@ -16,7 +16,7 @@ def register(subparsers: Any) -> None:
         help="publish a pipeline on the Hub",
         description=f"Publishes a pipeline in one commit: weights, code, card, evaluations, samples. {LOGIN}",
     )
-    push.add_argument("folder", metavar="FOLDER", help="folder of a pipeline, or an embedded model")
+    push.add_argument("folder", metavar="FOLDER", help="folder of a pipeline or of an adapter, or an embedded model")
     add_destination(push)
     push.add_argument("--variant", choices=("fp16", "bf16", "none"), default="fp16",
                       help="half-precision weights beside the full ones (default: %(default)s)")  # fmt: skip
@@ -39,7 +39,7 @@ def register(subparsers: Any) -> None:
         help="write a pipeline's model card",
         description="Writes FOLDER/README.md from the pipeline's configs, run.json and evaluation/*.json.",
     )
-    card.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a pipeline")
+    card.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a pipeline or of an adapter")
     card.add_argument("--repo-id", metavar="ID", help="its name on the Hub, for the examples (default: the folder's)")
     card.add_argument("--samples", action="store_true", help="first make FOLDER/samples/*.gif with the pipeline")
     add_json(card)
@@ -62,9 +62,14 @@ def destination(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_push(args: argparse.Namespace) -> None:
     """Publishes a pipeline and prints where it is."""
+    from video_diffusion.hub.adapters import is_adapter, push_adapter
     from video_diffusion.hub.folder import embedded_models
     from video_diffusion.hub.publish import push_pipeline
 
+    if is_adapter(args.folder):
+        url = push_adapter(args.folder, args.repo_id, **destination(args))
+        report(args, f"Published: {url}", published=url)
+        return
     folder = embedded_models().get(args.folder, args.folder)
     variant = None if args.variant == "none" else args.variant
     url = push_pipeline(folder, args.repo_id, variant=variant, **destination(args))
@@ -81,8 +86,15 @@ def run_pull(args: argparse.Namespace) -> None:
 
 def run_card(args: argparse.Namespace) -> None:
     """Writes the card and prints where it is."""
+    from video_diffusion.hub.adapters import is_adapter, write_adapter_card
     from video_diffusion.hub.cards import write_card, write_samples
 
+    if is_adapter(args.folder):
+        if args.samples:
+            raise ValueError("`--samples` is for the folder of a pipeline; this is one of an adapter.")
+        file = write_adapter_card(args.folder, args.repo_id)
+        report(args, f"Written: {file}", written=file)
+        return
     if args.samples:
         from video_diffusion.sampling import load_pipeline
 

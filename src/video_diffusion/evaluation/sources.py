@@ -174,7 +174,9 @@ class PipelineSource(Source):
 
     def _windows(self, num_given: int, length: int) -> list[Window]:
         """The pipeline's own plan for a clip whose first frames are given."""
-        return list(plan_windows(length, self.pipeline.unet.config.get("num_frames"), given=range(num_given)))
+        trained, grid = self.pipeline.unet.config.get("num_frames"), self.pipeline.frame_grid
+        given = range(grid.length(num_given) if num_given else 0)
+        return list(plan_windows(grid.length(length), trained, given=given))
 
     def _given(self, clips: list[Clips]) -> torch.Tensor:
         """Clips uint8 `[k, H, W, C]` as the model reads them: `[B, k, C, H, W]` in [0, 1]."""

@@ -22,6 +22,7 @@ from video_diffusion.digit_reader.tracking import read_clips
 from video_diffusion.evaluation.protocols import DATA_SEED
 from video_diffusion.evaluation.run import Workers, make_parts, read_parts, versions
 from video_diffusion.evaluation.sources import PipelineSource, clip_generator, to_clips
+from video_diffusion.sampling import trained_frames
 
 EMPTY = "empty"  # the column of clips without a prompt
 SCALES = (1.0, 2.0, 4.0, 8.0)
@@ -120,7 +121,7 @@ class TextSource:
         self.source, self.pipeline = source, source.pipeline
         if self.pipeline.text_encoder is None or self.pipeline.tokenizer is None:
             raise ValueError("The model has no text encoder, expected one for `--protocol text`.")
-        frames = self.pipeline.unet.config.get("num_frames") or 10
+        frames = trained_frames(self.pipeline)
         self.videos = MovingMNIST(
             split="test", num_frames=frames, image_size=source.image_size, num_digits=NUM_DIGITS, seed=DATA_SEED
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 MARK = "<!-- Written by `video-diffusion card`"  # in each card that may be written anew
-TEMPLATES = (PACKAGE / "model_cards" / "template.md", PACKAGE.parents[1] / "model_cards" / "template.md")
+TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parents[1] / "model_cards")
 RECIPE = {  # keys of run.json, as the card calls them
     "found": "of these",
     "variant": "Moving MNIST",
@@ -29,7 +29,9 @@ RECIPE = {  # keys of run.json, as the card calls them
     "num_images": "independent images beside each clip",
     "mask_probabilities": "shares of generation, prediction, interpolation, in-painting",
     "text_encoder": "text encoder",
+    "captions": "learned with captions",
     "caption_dropout": "share of hidden captions",
+    "vae": "in the latents of",
     "pretrained_model_name_or_path": "weights it started from",
     "weighting": "weighting of the loss",
     "max_steps": "steps",
@@ -197,15 +199,18 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
     conditional = by_channels or bool(config.get("frame_timesteps"))
     task = "text-to-video" if text else "video-to-video" if conditional else "unconditional-image-generation"
     half = next((variant for variant in HALF if any(folder.glob(f"unet/*.{variant}*.safetensors"))), None)
-    frames = config.get("num_frames") or run.get("num_frames") or 10
+    latent = bool((index.get("vae") or [None])[0])
+    frames = (run if latent else config).get("num_frames") or run.get("num_frames") or 10
+    compressed = latent and frames != config.get("num_frames")
     values = {
         "name": name,
         "model_id": model_id,
         "conditional": conditional,
         "text": text,
         "frames": frames,
-        "given": max(frames // 2, 1),
-        "size": pixels_of(config),
+        "given": 1 if compressed else max(frames // 2, 1),
+        "compressed": compressed,
+        "size": pixels_of(run, "image_size") if latent else pixels_of(config),
         "prompt": (generation.get("example_prompts") if dataset_of(run) else None) or ["the digit 3 moves right"],
         "half": half,
         "half_dtype": half and HALF[half],
@@ -224,12 +229,12 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
     return str(ModelCard.from_template(front_matter(name, task, run, evaluations), template_str=template, **values))
 
 
-def find_template() -> Path:
-    """The template of the card, in an installed package or in the repository. Raises an OSError without it."""
-    for file in TEMPLATES:
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"The template of the card is in none of {[str(file) for file in TEMPLATES]}.")
+def find_template(name: str = "template.md") -> Path:
+    """A card's template, in an installed package or in the repository. Raises an OSError without it."""
+    for shelf in TEMPLATES:
+        if (shelf / name).is_file():
+            return shelf / name
+    raise FileNotFoundError(f"The card's template {name} is in none of {[str(shelf) for shelf in TEMPLATES]}.")
 
 
 def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -239,7 +244,7 @@ def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[s
     shape += f" of {size} pixels" if size else ""
     found = [
         ("denoiser", f"`{config.get('_class_name')}`, {count_parameters(folder / 'unet') / 1e6:.2f} million weights"),
-        ("clip", f"{shape}, {config.get('out_channels')} channel(s)"),
+        ("latents" if (folder / "vae").is_dir() else "clip", f"{shape}, {config.get('out_channels')} channel(s)"),
         ("layout", ", ".join(f"{name} {config[name]}" for name in names if name in config)),
         ("scheduler", f"`{scheduler.get('_class_name')}`"),
     ]
@@ -248,9 +253,9 @@ def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[s
     return [*found, ("process", process)] if process else found
 
 
-def pixels_of(config: Mapping[str, Any]) -> str | None:
-    """Height × width of a frame, where the denoiser's config says it."""
-    size = config.get("sample_size")
+def pixels_of(config: Mapping[str, Any], key: str = "sample_size") -> str | None:
+    """Height × width of a frame, where the denoiser's config, or the run's `image_size`, says it."""
+    size = config.get(key)
     height, width = [size, size] if isinstance(size, int) else size or (None, None)
     return f"{height}×{width}" if size else None
 

@@ -44,7 +44,7 @@ CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, 
     "VPContinuousScheduler": ("scheduler/video_diffusion.py", PACKAGE / "model" / "scheduler.py"),
 }
 SIBLINGS = {  # what such a file imports relatively, flat beside it
-    "VideoDiffusionPipeline": ("inputs.py", "guidance.py", "windows.py"),
+    "VideoDiffusionPipeline": ("adapters.py", "inputs.py", "guidance.py", "windows.py", "autoencoding.py"),
 }
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device

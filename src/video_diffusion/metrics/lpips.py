@@ -125,6 +125,10 @@ class LPIPS(nn.Module):
             values = torch.cat([self._distance(x, y) for x, y in pairs])
         return reduce_frames(rearrange(values.double().cpu(), "(n f) -> n f", n=predictions.shape[0]), reduction)
 
+    def distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The distance of each pair of frames `[M, C, H, W]` in [0, 1], with gradients, `[M]`; checks nothing."""
+        return self._distance(x, y)
+
     def _distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """`[M, C, H, W]` twice to `[M]`."""
         features = self._features(torch.cat([x, y]))

@@ -7,12 +7,14 @@ each wrap another. Every coefficient comes from the scheduler. This file travels
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+
+from .autoencoding import FrameGrid
 
 
 @dataclass
@@ -67,36 +69,45 @@ class Canvas:
         latents: x where it is known (z_0 once it is made), `[B, C, F, H, W]`, 0 elsewhere.
         known: bool `[1, 1, F, 1, 1]` or, for single pixels, `[1, 1, F, H, W]`, true where it is known.
         video: what is made, decoded: `[B, F, C, H, W]` in [0, 1]; None where latents are asked for.
-        start: which frame of the video is the first of these F.
+        start: which frame of the latents is the first of these F.
+        grid: which frames of `video` each frame of `latents` stands for; without a VAE they are the same.
     """
 
     latents: Tensor
     known: Tensor
     video: Tensor | None = None
     start: int = 0
+    grid: FrameGrid = field(default_factory=FrameGrid)
 
     @property
     def stop(self) -> int:
-        """The frame of the video behind the last of these."""
+        """The frame of the latents behind the last of these."""
         return self.start + self.latents.shape[2]
 
     def at(self, places: Sequence[int]) -> list[int]:
-        """Where frames of the video stand on the frame axis."""
+        """Where frames of the latents stand on their axis."""
         return [place - self.start for place in places]
+
+    def frames_at(self, frames: Sequence[int]) -> list[int]:
+        """Where frames of the video stand on its axis."""
+        return [frame - self.grid.start(self.start) for frame in frames]
 
     def put(self, places: Sequence[int], latents: Tensor, video: Tensor | None) -> None:
         """Adds the frames that a window made."""
         self.latents[:, :, self.at(places)] = latents.cpu()
         self.known[:, :, self.at(places)] = True
         if self.video is not None and video is not None:
-            self.video[:, self.at(places)] = video.cpu()
+            frames = [frame for place in places for frame in self.grid.frames(place)]
+            self.video[:, self.frames_at(frames)] = video.cpu()
 
     def slide(self, start: int, stop: int) -> None:
         """Drops the frames before `start`, and adds unknown ones up to `stop`."""
         dropped, added = max(start - self.start, 0), max(stop - self.stop, 0)
+        if self.video is not None:
+            first, behind, count = self.start + dropped, self.stop + added, self.grid.start
+            self.video = _slide(self.video, 1, count(first) - count(self.start), count(behind) - count(self.stop))
         self.latents = _slide(self.latents, 2, dropped, added)
         self.known = _slide(self.known, 2, dropped, added)
-        self.video = None if self.video is None else _slide(self.video, 1, dropped, added)
         self.start += dropped
 
 

@@ -5,7 +5,7 @@ This file travels to the Hub beside `pipeline.py`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from operator import index
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .autoencoding import FrameGrid
 from .guidance import has_frame_times, reads_frames, reads_guidance
 from .windows import SCHEMES, Window, plan_windows
 
@@ -45,16 +46,31 @@ class Given:
         frames: `[B, k, C, H, W]` in [0, 1], or None.
         indices: their k places among the F frames.
         mask: bool `[k, 1, 1, 1]` or, for single pixels, `[k, 1, H, W]`, true where they are given.
+        latents: of `LatentSpace.encode_runs`, once they are needed.
     """
 
     frames: Tensor | None
     indices: list[int]
     mask: Tensor
+    latents: dict[int, Tensor] = field(default_factory=dict)
 
-    def whole_frames(self) -> list[int]:
-        """The places of the frames of which every pixel is given."""
+    def whole_frames(self, grid: FrameGrid) -> list[int]:
+        """The latent frames of which every pixel is given; without temporal compression, the frames.
+
+        Raises:
+            ValueError: where a latent frame is given in part.
+        """
         whole = self.mask.flatten(1).all(1).tolist()
-        return [place for place, is_whole in zip(self.indices, whole, strict=True) if is_whole]
+        given = [place for place, is_whole in zip(self.indices, whole, strict=True) if is_whole]
+        places = sorted({grid.place(frame) for frame in given})
+        lacking = sorted({frame for place in places for frame in grid.frames(place)} - set(given))
+        if lacking:
+            raise ValueError(
+                f"`video` gives {len(given)} frames without {shown(lacking)}, expected these too: the VAE makes one "
+                f"latent frame of frame 0 and one of each {grid.ratio} after it (1 to {grid.ratio}, "
+                f"{grid.ratio + 1} to {2 * grid.ratio}, …), and each of them is given whole or not at all."
+            )
+        return places if grid.ratio > 1 else given
 
     def repeat(self, base: int, repeats: int) -> "Given":
         """The same for `base · repeats` clips, those of one given clip side by side."""
@@ -72,7 +88,8 @@ class Call:
         given: what is given, for every clip.
         windows: the plan; a list, but for a video without end.
         num_windows: of them; infinity for a video without end.
-        shape: of the latents of all clips, `(B, C, F, H, W)`; without end, F is the length of a window.
+        shape: of the latents of all clips, `(B, C, F, H, W)`; without end, F is the length of a window. With a VAE, F,
+            H and W count latents.
         num_videos_per_prompt: how many of the B clips share a prompt, side by side.
         num_inference_steps: network calls of a window.
         guidance_scale: w of classifier-free guidance; 0 or 1: none.
@@ -132,6 +149,11 @@ def resolve_call(
         ValueError: where an argument is refused, by its name.
     """
     check_channels(pipeline.unet.config)
+    if pipeline.vae is not None and pipeline.latent_channels != pipeline.latent_space.channels:
+        raise ValueError(
+            f"`unet` has out_channels = {pipeline.latent_channels}, expected {pipeline.latent_space.channels}, the "
+            f"latent channels of `vae`, a {type(pipeline.vae).__name__}."
+        )
     check_text(pipeline, texts, clip_skip)
     frames = None if video is None else read_frames(video, pipeline.pixel_channels)
     if num_frames is None and mask_image is not None and frames is not None:
@@ -143,13 +165,15 @@ def resolve_call(
         raise ValueError("`mask_image` is given, expected None: the diffusion runs in latents, not in pixels.")
     if not isinstance(window_scheme, str) or window_scheme not in SCHEMES:
         raise ValueError(f"`window_scheme` is {window_scheme!r}, expected one of {SCHEMES}.")
-    if window_overlap is not None:
-        check_integers(window_overlap=window_overlap)
-    trained = pipeline.unet.config.get("num_frames")
+    grid, trained = pipeline.frame_grid, pipeline.unet.config.get("num_frames")
+    length, places = grid.length(F), given.whole_frames(grid)
+    window_overlap = resolve_overlap(grid, window_overlap, trained)
     windows: Iterable[Window]
-    windows = plan_windows(None if endless else F, trained, window_overlap, window_scheme, given.whole_frames())
+    windows = plan_windows(None if endless else length, trained, window_overlap, window_scheme, places)
     windows = windows if endless else list(windows)
     count = len(windows) if isinstance(windows, list) else math.inf
+    if grid.ratio > 1 and count > 1:
+        check_compressed(window_scheme, places)
     scales = resolve_scales(
         pipeline, texts, given, count, guidance_scale, history_guidance_scale, reconstruction_guidance_scale
     )
@@ -157,10 +181,11 @@ def resolve_call(
     steps = steps if num_inference_steps is None else num_inference_steps
     check_integers(num_inference_steps=steps, num_videos_per_prompt=num_videos_per_prompt)
     base, scale = count_clips({"video": frames, **texts}), pipeline.vae_scale_factor
-    shape = (base * num_videos_per_prompt, pipeline.latent_channels, F, H // scale, W // scale)
-    if math.prod(shape) > MAX_VALUES:
+    shape = (base * num_videos_per_prompt, pipeline.latent_channels, length, H // scale, W // scale)
+    largest = max(shape, (shape[0], pipeline.pixel_channels, F, H, W), key=math.prod)
+    if math.prod(largest) > MAX_VALUES:
         raise ValueError(
-            f"`num_videos_per_prompt`, `num_frames`, `height` and `width` ask for latents of {shape}, expected at "
+            f"`num_videos_per_prompt`, `num_frames`, `height` and `width` ask for latents of {largest}, expected at "
             f"most {MAX_VALUES} values."
         )
     if endless and latents is not None:
@@ -200,6 +225,36 @@ def resolve_scales(
     return float(guidance), float(history), float(reconstruction or 0)
 
 
+def resolve_overlap(grid: FrameGrid, overlap: Any, trained: int | None) -> int | None:
+    """The overlap of windows in latent frames, of one in frames.
+
+    Raises:
+        ValueError: where it is no integer of at least 1, or no whole latent frames, or too long.
+    """
+    if overlap is None:
+        return None
+    check_integers(window_overlap=overlap)
+    if grid.ratio > 1 and trained is not None and overlap >= grid.start(trained):
+        raise ValueError(
+            f"`window_overlap` is {overlap}, expected less than {grid.start(trained)}, the length of a window."
+        )
+    return FrameGrid(grid.ratio).length(overlap, "window_overlap")
+
+
+def check_compressed(scheme: str, places: Sequence[int]) -> None:
+    """Refuses a long video that a VAE with temporal compression cannot be asked for. Raises ValueError."""
+    if scheme != SCHEMES[0]:
+        raise ValueError(
+            f"`window_scheme` is {scheme!r}, expected {SCHEMES[0]!r}: the VAE compresses time, so the frames of a "
+            "window follow each other."
+        )
+    if places and places[0] != 0:
+        raise ValueError(
+            "`frame_indices` leave frame 0 out, expected it among them in a video of several windows: the VAE "
+            "compresses time, so they go forwards."
+        )
+
+
 def resolve_shape(
     pipeline: Any, num_frames: int | None = None, height: int | None = None, width: int | None = None
 ) -> tuple[int, int, int]:
@@ -208,21 +263,24 @@ def resolve_shape(
     Raises:
         ValueError: where they are not known or do not divide.
     """
-    config, scale = pipeline.unet.config, pipeline.vae_scale_factor
+    config, scale, grid = pipeline.unet.config, pipeline.vae_scale_factor, pipeline.frame_grid
     size = config.get("sample_size")
     sizes = [size, size] if isinstance(size, int) else list(size or (None, None))
-    F = config.get("num_frames") if num_frames is None else num_frames
+    trained = config.get("num_frames")
+    F = trained and grid.start(trained) if num_frames is None else num_frames
     H = sizes[0] and sizes[0] * scale if height is None else height
     W = sizes[1] and sizes[1] * scale if width is None else width
     for name, value in {"num_frames": F, "height": H, "width": W}.items():
         if value is None:
             raise ValueError(f"`{name}` is None, expected a number: the model's config names no default.")
     check_integers(num_frames=F, height=H, width=W)
+    grid.length(F)
     halvings = len(config.block_out_channels) - 1  # the stock U-Net pads for these, ours does not
-    multiple = scale * (config.patch_size * 2**halvings if config.get("patch_size") else 1)
+    own = config.patch_size * 2**halvings if config.get("patch_size") else 1
+    of = f": {scale} of the VAE times {own} of the denoiser" if scale > 1 else ""
     for name, value in {"height": H, "width": W}.items():
-        if value % multiple:
-            raise ValueError(f"`{name}` is {value}, expected a multiple of {multiple}.")
+        if value % (scale * own):
+            raise ValueError(f"`{name}` is {value}, expected a multiple of {scale * own}{of}.")
     return int(F), int(H), int(W)
 
 

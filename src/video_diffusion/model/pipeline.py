@@ -19,15 +19,16 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks import HookRegistry
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput, logging
-from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs, scale_lora_layers, unscale_lora_layers
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from einops import rearrange
 from torch import Tensor
 
+from .adapters import VideoLoraLoaderMixin
+from .autoencoding import FrameGrid, LatentSpace, check_vae
 from .guidance import (
     Canvas,
     Conditions,
@@ -50,7 +51,6 @@ from .inputs import (
     check_output,
     check_text,
     encode_tokens,
-    is_clip,
     plain_clips,
     resolve_call,
     shown,
@@ -64,6 +64,7 @@ LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our comp
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
 GENERATION_CONFIG = "generation_config.json"
 ORIGIN = ("_name_or_path", "is_local", "local_files_only")  # keys of configs: where something was loaded from
+logger = logging.get_logger(__name__)
 CACHES = ("pyramid_attention_broadcast", "faster_cache_denoiser", "faster_cache_block")  # hooks of diffusers
 
 
@@ -118,7 +119,7 @@ class StepEnd:
         return z, conditions
 
 
-class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
     """Samples videos from a diffusion model, free or around given frames.
 
     The frames that are given and the ones to be made differ only in a mask. A model with `in_channels = 2·C + 1` reads
@@ -133,7 +134,11 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         scheduler: `VPContinuousScheduler`, or a scheduler of diffusers.
         text_encoder: a text model of transformers whose output has `last_hidden_state`.
         tokenizer: its tokenizer.
-        vae: `AutoencoderKL`; the diffusion then runs in its latents, frame by frame.
+        vae: an autoencoder of diffusers for images or videos, such as `AutoencoderKL` or `AutoencoderKLWan`; the
+            diffusion then runs in its latents (see `LatentSpace`). Sizes and frames of a call are still pixels and
+            frames of the video.
+        num_channels: C of the clips, where it is not that of the VAE: 1 with a VAE of colours. Their grey is repeated
+            when they are encoded, and what is decoded becomes its mean.
 
     Attributes:
         generation_config: defaults of a call and of the sampler, as `check_generation_config` takes them; kept in
@@ -157,8 +162,17 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         text_encoder: torch.nn.Module | None = None,
         tokenizer: object | None = None,
         vae: torch.nn.Module | None = None,
+        num_channels: int | None = None,
     ) -> None:
         super().__init__()
+        if vae is not None:
+            check_vae(vae)
+            if scheduler.config.get("clip_sample"):
+                logger.warning("`scheduler` clips x̂ (`clip_sample`), which is for pixels: latents have no bounds.")
+        if num_channels is not None:
+            if vae is None or num_channels not in (1, LatentSpace(vae).pixel_channels):
+                raise ValueError(f"`num_channels` is {num_channels!r}, expected None, or 1 with a `vae` of colours.")
+            self.register_to_config(num_channels=num_channels)
         self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
         self.generation_config: dict[str, Any] = {}
         self._guidance_scale, self._num_timesteps = 1.0, 0
@@ -183,12 +197,27 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @property
     def pixel_channels(self) -> int:
         """C of the video."""
-        return self.latent_channels if self.vae is None else self.vae.config.in_channels
+        if self.vae is None:
+            return self.latent_channels
+        return self.config.get("num_channels") or self.latent_space.pixel_channels
 
     @property
     def vae_scale_factor(self) -> int:
         """How many pixels a latent stands for, along one edge."""
-        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 1 if self.vae is None else self.latent_space.spatial
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """How the VAE is called; there must be one."""
+        space = self.__dict__.get("_latent_space")
+        if space is None or space.vae is not self.vae:
+            space = self.__dict__["_latent_space"] = LatentSpace(self.vae)
+        return space
+
+    @property
+    def frame_grid(self) -> FrameGrid:
+        """Which frames of a video each frame of the latents stands for."""
+        return FrameGrid() if self.vae is None else self.latent_space.grid
 
     # -------------------------------------------------------------------------------------------------- load and save
     def register_to_config(self, **kwargs: Any) -> None:
@@ -257,7 +286,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             )
         bare = {name: unwrap(name, part) for name, part in self.components.items()}
         if any(bare[name] is not part for name, part in self.components.items()):
-            pipeline = type(self)(**bare)
+            pipeline = type(self)(**bare, num_channels=self.config.get("num_channels"))
             pipeline.generation_config = self.generation_config
             return pipeline.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         if push_to_hub:
@@ -287,63 +316,21 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         return publish.push_pipeline(self, repo_id, **options)
 
-    @classmethod
-    def load_lora_into_text_encoder(
-        cls,
-        state_dict: dict[str, Tensor],
-        network_alphas: Any,
-        text_encoder: Any,
-        adapter_name: str | None = None,
-        metadata: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        """As in diffusers for CLIP, whose layers it knows by name; any other text encoder takes peft's own names."""
-        prefix = f"{options.get('prefix') or cls.text_encoder_name}."
-        layers, settings = (
-            {key.removeprefix(prefix): value for key, value in (part or {}).items() if key.startswith(prefix)}
-            for part in (state_dict, metadata)
-        )
-        if is_clip(text_encoder) or not layers:
-            super().load_lora_into_text_encoder(
-                *(state_dict, network_alphas, text_encoder),
-                adapter_name=adapter_name,
-                metadata=metadata,
-                **options,
-            )
-            return
-        import peft
-
-        config: Any = peft.LoraConfig
-        if not settings:
-            ranks = {key: weights.shape[1] for key, weights in layers.items() if "lora_B" in key}
-            settings = get_peft_kwargs(ranks, None, layers, is_unet=False)
-        adapter = adapter_name or get_adapter_name(text_encoder)
-        text_encoder.load_adapter(adapter_state_dict=layers, peft_config=config(**settings), adapter_name=adapter)
-
     # ------------------------------------------------------------------------------------------ pixels, latents, text
     def encode(self, frames: Tensor) -> Tensor:
         """`[B, C, F, H, W]`: frames `[B, F, C, H, W]` in [-1, 1], or the mean of the VAE's posterior given them."""
         if self.vae is None:
             return rearrange(frames, "b f c h w -> b c f h w")
-        images = rearrange(frames, "b f c h w -> (b f) c h w").to(self.vae.dtype)
-        latents = torch.cat([self.vae.encode(image).latent_dist.mode() for image in images.split(1)]).float()
+        latents = self.latent_space.encode(rearrange(frames, "b f c h w -> b c f h w"))
         check_finite("vae", self.vae, latents.isfinite().all())
-        latents = (latents - self._vae_shift) * self.vae.config.scaling_factor
-        return rearrange(latents, "(b f) c h w -> b c f h w", b=len(frames))
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Frames `[B, F, C, H, W]` in [0, 1] of latents `[B, C, F, H, W]`."""
-        frames = rearrange(latents, "b c f h w -> b f c h w")
+        clips = latents if self.vae is None else self.latent_space.decode(latents, channels=self.pixel_channels)
         if self.vae is not None:
-            images = rearrange(frames / self.vae.config.scaling_factor + self._vae_shift, "b f c h w -> (b f) c h w")
-            images = torch.cat([self.vae.decode(z.to(self.vae.dtype)).sample for z in images.split(1)]).float()
-            check_finite("vae", self.vae, images.isfinite().all())
-            frames = rearrange(images, "(b f) c h w -> b f c h w", b=len(latents))
-        return VideoProcessor.denormalize(frames)
-
-    @property
-    def _vae_shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+            check_finite("vae", self.vae, clips.isfinite().all())
+        return VideoProcessor.denormalize(rearrange(clips, "b c f h w -> b f c h w"))
 
     def prepare_latents(
         self,
@@ -357,7 +344,9 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         generator: Generators | None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The noise to start from, `[B, C, F, H / s, W / s]` with the VAE's factor s, as the scheduler scales it.
+        """The noise to start from, `[B, C, f, H / s, W / s]`, as the scheduler scales it.
+
+        With a VAE f is the number of latent frames, and s its factor.
 
         Args:
             batch_size: B.
@@ -371,7 +360,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents: standard normal noise of that shape, taken in place of a new draw.
         """
         scale = self.vae_scale_factor
-        shape = (batch_size, num_channels_latents, num_frames, height // scale, width // scale)
+        length = self.frame_grid.length(num_frames)
+        shape = (batch_size, num_channels_latents, length, height // scale, width // scale)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` has {len(generator)} items, expected one for each of {batch_size} clips.")
         if latents is None:
@@ -484,19 +474,31 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         ]
 
     def _empty_canvas(self, call: Call, pixels: bool) -> Canvas:
-        """Videos of no frame, as latents and, if asked, as pixels."""
+        """Videos of no frame, as latents and, if asked or if later windows need them, as pixels."""
         (B, C, _, h, w), scale = call.shape, self.vae_scale_factor
-        canvas = Canvas(torch.zeros(B, C, 0, h, w), torch.zeros(1, 1, 0, *call.given.mask.shape[-2:]).bool())
-        if pixels:
+        known = torch.zeros(1, 1, 0, *call.given.mask.shape[-2:]).bool()
+        canvas = Canvas(torch.zeros(B, C, 0, h, w), known, grid=self.frame_grid)
+        if pixels or (canvas.grid.ratio > 1 and call.num_windows > 1):
             canvas.video = torch.zeros(B, 0, self.pixel_channels, h * scale, w * scale)
         return canvas
 
     def _extend(self, canvas: Canvas, call: Call, stop: int) -> None:
-        """Adds the frames before `stop` to the canvas, with what is given of them in its places."""
-        added, given = range(canvas.stop, stop), call.given
+        """Adds the latent frames before `stop` to the canvas, with what is given of them in its places."""
+        added, given, grid = range(canvas.stop, stop), call.given, canvas.grid
         canvas.slide(canvas.start, stop)
-        chosen = [i for i, place in enumerate(given.indices) if place in added]
+        chosen = [i for i, frame in enumerate(given.indices) if grid.place(frame) in added]
         if given.frames is None or not chosen:
+            return
+        if self.vae is not None and self.latent_space.is_video:
+            if not given.latents:
+                frames = given.frames.to(self._execution_device) * 2 - 1
+                found = self.latent_space.encode_runs(frames, given.indices)
+                given.latents.update({place: latents.cpu() for place, latents in found.items()})
+            for place in (place for place in given.latents if place in added):
+                canvas.latents[:, :, canvas.at([place])] = given.latents[place][:, :, None]
+                canvas.known[:, :, canvas.at([place])] = True
+            if canvas.video is not None:
+                canvas.video[:, canvas.frames_at([given.indices[i] for i in chosen])] = given.frames[:, chosen]
             return
         places = canvas.at([given.indices[i] for i in chosen])
         canvas.known[:, :, places] = rearrange(given.mask[chosen], "k c h w -> 1 c k h w")
@@ -539,6 +541,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         device, frames, (B, C, _, h, w) = self._execution_device, window.frames, call.shape
         places = canvas.at(frames)
         given, known = canvas.latents[:, :, places].to(device), canvas.known[:, :, places].to(device)
+        if canvas.grid.ratio > 1 and frames[0] > 0:
+            given = self._begin_anew(canvas, window, given)
         read = known.flatten(3).all(-1)[0] & reads_frames(self.unet.config)
         conditions = Conditions(given, known, read, *text)
         denoise = network(self.unet, self.scheduler, lambda: self._guidance_scale)
@@ -554,7 +558,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         )
         self._begin_window(call.num_inference_steps)
         noise = None if call.latents is None else call.latents[:, :, frames]
-        size = (B, C, len(frames), h * self.vae_scale_factor, w * self.vae_scale_factor)
+        size = (B, C, canvas.grid.start(len(frames)), h * self.vae_scale_factor, w * self.vae_scale_factor)
         z = self.prepare_latents(*size, torch.float32, device, call.generator, noise)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": call.generator} if takes_generator else {}
@@ -579,25 +583,51 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self._current_timestep = None
         z = torch.where(conditions.known, conditions.given, z)
         check_finite("unet", self.unet, finite & z.isfinite().all())
-        made = z[:, :, [frames.index(place) for place in window.made]]
+        inside = [frames.index(place) for place in window.made]
+        made, video = z[:, :, inside], None
         if plain := plain_clips(made):
             logger.warning(
                 "Clips %s have one value in all pixels of the frames %d to %d: the weights may be broken or "
                 "untrained, or %s overflows.",
                 *(plain, window.made[0], window.made[-1], self.unet.dtype),
             )
-        canvas.put(window.made, made, None if canvas.video is None else self.decode(made))
+        if canvas.video is not None and self.vae is not None and self.latent_space.sees_time:
+            video = self.decode(z)[:, [frame for place in inside for frame in canvas.grid.frames(place)]]
+        elif canvas.video is not None:
+            video = self.decode(made)
+        canvas.put(window.made, made, video)
         return [conditions.prompt_embeds, conditions.negative_prompt_embeds]
 
+    def _begin_anew(self, canvas: Canvas, window: Window, given: Tensor) -> Tensor:
+        """The latents that a window starts from, as the VAE gives them to the beginning of a clip.
+
+        A clip's first latent frame stands for one frame. So a window that begins later in the video begins with the
+        last frame of its first latent frame; what is known from there on is encoded as a clip of its own.
+
+        Args:
+            canvas: with the video so far.
+            window: it begins with known frames, and they follow each other.
+            given: the latents of the video in the places of the window.
+        """
+        frames, grid = window.frames, canvas.grid
+        count = next(i for i, place in enumerate(frames) if place not in window.given)
+        known = range(grid.start(frames[0] + 1) - 1, grid.start(frames[0] + count))
+        assert canvas.video is not None, "of _empty_canvas"
+        pixels = canvas.video[:, canvas.frames_at(known)].to(given.device) * 2 - 1
+        found = self.latent_space.encode_runs(pixels, range(len(known)))
+        return torch.cat([torch.stack([*found.values()], dim=2).to(given.device), given[:, :, count:]], dim=2)
+
     def _finish(self, canvas: Canvas, call: Call, places: range, output_type: str) -> Any:
-        """Frames of the clips as `output_type`; what was given comes back as it went in."""
-        part, given = slice(places.start - canvas.start, places.stop - canvas.start), call.given
-        if canvas.video is None:
-            return canvas.latents[:, :, part]
-        video = canvas.video[:, part]
-        chosen = [i for i, place in enumerate(given.indices) if place in places]
+        """Some latent frames of the clips as `output_type`; what was given comes back as it went in."""
+        given, grid = call.given, canvas.grid
+        if output_type == "latent":
+            return canvas.latents[:, :, slice(*canvas.at([places.start, places.stop]))]
+        assert canvas.video is not None, "of _empty_canvas"
+        frames = range(grid.start(places.start), grid.start(places.stop))
+        video = canvas.video[:, slice(*canvas.frames_at([frames.start, frames.stop]))]
+        chosen = [i for i, frame in enumerate(given.indices) if frame in frames]
         if given.frames is not None and chosen:
-            at = [given.indices[i] - places.start for i in chosen]
+            at = [given.indices[i] - frames.start for i in chosen]
             video[:, at] = torch.where(given.mask[chosen], given.frames[:, chosen], video[:, at])
         if output_type == "pt":
             return video
@@ -768,14 +798,16 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self, call: Call, texts: dict[str, Any], prompts: Prompts, output_type: str, step_end: StepEnd
     ) -> Generator[Any, None, None]:
         """The frames of `stream`, after its checks."""
-        come, scale = 0, call.guidance_scale
+        come, done, scale = 0, 0, call.guidance_scale  # frames, and latent frames, that have come
         text: list[Tensor | None] = [None, None]
         canvas = self._empty_canvas(call, pixels=output_type != "latent")
 
         def ready(stop: int) -> list[Any]:
+            nonlocal done
             with torch.no_grad():
                 self._extend(canvas, call, stop)
-            return self._frames_from(canvas, call, come, output_type)
+            first, done = done, done + self._known_from(canvas, done)
+            return self._frames_of(canvas, call, range(first, done), output_type)
 
         try:
             with self._bar(call) as step_end.bar:
@@ -794,7 +826,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     scale, interrupted = self._guidance_scale, self.interrupt
                     yield from (frames := ready(canvas.stop))
                     come += len(frames)
-                    canvas.slide(min(horizon, come), canvas.stop)
+                    canvas.slide(min(horizon, done), canvas.stop)
                     if interrupted:
                         return
                 yield from ready(call.shape[2])
@@ -809,16 +841,20 @@ class VideoDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise ValueError(f"`prompt` gave {len(prompt)} texts, expected one, or one for each of {clips} clips.")
         return self._read_texts(call, texts)[0]
 
-    def _frames_from(self, canvas: Canvas, call: Call, first: int, output_type: str) -> list[Any]:
-        """The frames from `first` on, as far as all before them are known; each for itself, for all clips."""
+    def _known_from(self, canvas: Canvas, first: int) -> int:
+        """How many latent frames from `first` on are known, up to one that is not."""
         whole = canvas.known[0, 0, first - canvas.start :].flatten(1).all(1).tolist()
-        count = whole.index(False) if False in whole else len(whole)
-        if not count:
+        return whole.index(False) if False in whole else len(whole)
+
+    def _frames_of(self, canvas: Canvas, call: Call, places: range, output_type: str) -> list[Any]:
+        """The frames of these latent frames, each for itself, for all clips."""
+        if not places:
             return []
-        frames = self._finish(canvas, call, range(first, first + count), output_type)
+        frames = self._finish(canvas, call, places, output_type)
         if output_type == "pil":
             return [list(images) for images in zip(*frames, strict=True)]
         axis = 2 if output_type == "latent" else 1
+        count = frames.shape[axis]
         return [frames.take(i, axis) if output_type == "np" else frames.select(axis, i).clone() for i in range(count)]
 
 

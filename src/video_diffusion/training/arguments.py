@@ -34,13 +34,33 @@ SHELVES = (HERE / "presets", HERE.parents[2] / "training" / "presets")  # in an 
 PRESETS = next((shelf for shelf in SHELVES if shelf.is_dir()), SHELVES[0])
 WEIGHTINGS = ("epsilon", "sample", "v_prediction", "clipped_v_prediction", "min_snr", "sigmoid", "edm")
 CURVES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "trapezoid")
-TRACKERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
+TEXT_CACHES = ("disk", "memory")
 
 
 @group
-class ModelArguments:
-    """The denoiser and the scheduler."""
+class VaeArguments:
+    """The VAE."""
 
+    vae: str | None = argument(
+        None,
+        "Work in the latents of this VAE of diffusers: a folder, a Hub id, or a pipeline that has one.",
+        or_none(text()),
+        "agrees",
+    )
+    vae_slicing: bool = argument(False, "Let the VAE take one clip at a time, to save memory.", switch(), "applies")
+    vae_tiling: bool = argument(False, "Let the VAE take a frame in tiles, to save memory.", switch(), "applies")
+
+
+@group
+class ModelArguments(VaeArguments):
+    """The VAE, the denoiser and the scheduler."""
+
+    latents: str | None = argument(
+        "auto",
+        "With vae, a folder of `latents build`; auto: those beside the videos, if any; none: encode in each step.",
+        or_none(text()),
+        "applies",
+    )
     patch_size: int = argument(4, "Space-to-depth of the stem.", whole(1, 64), "agrees")
     block_out_channels: list[int] = argument([64, 128, 256], "Width by level.", each(whole(1, 8192)), "agrees")
     layers_per_block: list[int] = argument(
@@ -93,7 +113,7 @@ class ModelArguments:
     gamma: float = argument(0.3, "γ of the ancestral sampler, 0 to 1.", real(0, 1), "applies")
     text_encoder: str | None = argument(
         None,
-        "small-bert (trained jointly), or an encoder's Hub id or folder; left out: no text.",
+        "small-bert (trained jointly), or the Hub id or folder of BERT, CLIP, T5, …; left out: no text.",
         or_none(text()),
         "agrees",
     )
@@ -172,6 +192,15 @@ class DataArguments:
     caption_column: str = argument(
         "caption", "Captions: a column of the dataset, or of the folder's metadata.", text(), "agrees"
     )
+    text_cache: str = argument(
+        "disk",
+        "What a frozen text encoder reads of videos' captions is kept on the disk, or in memory only.",
+        one_of(*TEXT_CACHES),
+        "applies",
+    )
+    text_cache_dir: str | None = argument(
+        None, "Where on the disk; left out: among the assets of huggingface_hub.", or_none(text()), "applies"
+    )
     num_images: int = argument(
         0, "Independent images added to each clip as further frames (joint training).", whole(0, 4096), "agrees"
     )
@@ -196,14 +225,11 @@ class DataArguments:
 
 
 @group
-class TrainArguments:
-    """Optimisation, checkpoints and reports."""
+class LoopArguments:
+    """What each training has: optimisation, checkpoints and reports."""
 
     output_dir: str = argument("runs/moving-mnist", "Where everything is written.", text(), "applies")
     seed: int = argument(0, "Of the weights, the clips, the times and the noise.", whole(0, 2**32 - 1), "agrees")
-    pretrained_model_name_or_path: str | None = argument(
-        None, "Start from the weights of this pipeline: folder, Hub id or embedded name.", or_none(text()), "agrees"
-    )
     max_steps: int = argument(10000, "Optimiser steps of the whole run.", whole(1), "applies")
     max_minutes: float | None = argument(
         None,
@@ -225,29 +251,7 @@ class TrainArguments:
     )
     per_device_batch_size: int = argument(8, "Clips on one device in one pass.", whole(1, 65536), "applies")
     gradient_accumulation_steps: int = argument(1, "Passes in one optimiser step.", whole(1, 65536), "applies")
-    mask_probabilities: list[float] = argument(
-        [0.3, 0.4, 0.15, 0.15], "Shares of generation, prediction, interpolation and in-painting.", shares(4), "agrees"
-    )
-    caption_dropout: float = argument(
-        0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
-    )
-    frame_noise: float = argument(
-        1.0, "With given_frames time: share of clips whose frames have times of their own.", real(0, 1), "agrees"
-    )
-    weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
-    optimizer: str = argument(
-        "adamw", "adamw, or muon on matrices with AdamW on the rest.", one_of("adamw", "muon"), "agrees"
-    )
     learning_rate: float = argument(0.0008, "Peak learning rate.", real(0, 10), "applies")
-    adam_learning_rate: float | None = argument(
-        None,
-        "Of what Muon does not take, the text encoder's before its scale; left out: the same.",
-        or_none(real(0, 10)),
-        "applies",
-    )
-    text_encoder_lr_scale: float = argument(
-        0.1, "Learning rate of a trained text encoder, as a share of the others'.", real(0, 100), "applies"
-    )
     lr_scheduler: str = argument(
         "cosine",
         "A name that diffusers' get_scheduler knows, or trapezoid: constant between both ramps.",
@@ -263,19 +267,54 @@ class TrainArguments:
     ema_decay: float = argument(0.999, "Decay of the averaged weights.", real(0, below=1), "applies")
     mixed_precision: str = argument("no", "no, fp16 or bf16.", one_of("no", "fp16", "bf16"), "agrees")
     gradient_checkpointing: bool = argument(False, "Recompute activations to save memory.", switch(), "applies")
+    log_steps: int = argument(20, "Steps between loss reports.", whole(1), "applies")
+    validation_steps: int = argument(1000, "Steps between validations; 0: never.", whole(0), "applies")
+    validation_videos: int = argument(64, "Held-out clips of a validation.", whole(1), "applies")
+    checkpointing_steps: int = argument(1000, "Steps between checkpoints; 0: only the last.", whole(0), "applies")
+    checkpoints_total_limit: int = argument(2, "Checkpoints that are kept.", whole(1), "applies")
+    resume: bool = argument(True, "Go on from the newest checkpoint in output_dir.", switch(), "applies")
+    tracker: str = argument("tensorboard", "A tracker of accelerate (wandb, trackio, …), or none.", text(), "applies")
+    dry_run: bool = argument(False, "Report the resolved run and what a step costs; stop.", switch(), "applies")
+
+
+@group
+class TrainArguments(LoopArguments):
+    """Optimisation, checkpoints and reports."""
+
+    pretrained_model_name_or_path: str | None = argument(
+        None, "Start from the weights of this pipeline: folder, Hub id or embedded name.", or_none(text()), "agrees"
+    )
+    mask_probabilities: list[float] = argument(
+        [0.3, 0.4, 0.15, 0.15], "Shares of generation, prediction, interpolation and in-painting.", shares(4), "agrees"
+    )
+    caption_dropout: float = argument(
+        0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
+    )
+    frame_noise: float = argument(
+        1.0, "With given_frames time: share of clips whose frames have times of their own.", real(0, 1), "agrees"
+    )
+    weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
+    optimizer: str = argument(
+        "adamw", "adamw, or muon on matrices with AdamW on the rest.", one_of("adamw", "muon"), "agrees"
+    )
+    adam_learning_rate: float | None = argument(
+        None,
+        "Of what Muon does not take, the text encoder's before its scale; left out: the same.",
+        or_none(real(0, 10)),
+        "applies",
+    )
+    text_encoder_lr_scale: float = argument(
+        0.1, "Learning rate of a trained text encoder, as a share of the others'.", real(0, 100), "applies"
+    )
     attention_backend: str | None = argument(
         None, "As in diffusers; `_native_math` is faster in bf16 on a CPU.", or_none(text()), "applies"
     )
     compile: bool = argument(False, "torch.compile the repeated blocks.", switch(), "applies")
-    log_steps: int = argument(20, "Steps between loss reports.", whole(1), "applies")
-    validation_steps: int = argument(1000, "Steps between validations; 0: never.", whole(0), "applies")
-    validation_videos: int = argument(64, "Held-out clips of a validation.", whole(1), "applies")
-    sample_steps: int = argument(2000, "Steps between sample grids; 0: never.", whole(0), "applies")
-    checkpointing_steps: int = argument(1000, "Steps between checkpoints; 0: only the last.", whole(0), "applies")
-    checkpoints_total_limit: int = argument(2, "Checkpoints that are kept.", whole(1), "applies")
-    resume: bool = argument(True, "Go on from the newest checkpoint in output_dir.", switch(), "applies")
-    tracker: str = argument("tensorboard", "A tracker of accelerate, or none.", one_of(*TRACKERS), "applies")
-    dry_run: bool = argument(False, "Report the resolved run and what a step costs; stop.", switch(), "applies")
+    sample_steps: int = argument(2000, "Steps between samples, shown as videos; 0: never.", whole(0), "applies")
+    sample_videos: int = argument(4, "Held-out clips of which samples are made.", whole(1, 64), "applies")
+    sample_prompts: list[str] | None = argument(
+        None, "Prompts of samples; left out: captions of these clips.", or_none(each(text())), "applies"
+    )
     push_to_hub: bool = argument(False, "Upload the pipeline at the end.", switch(), "applies")
     hub_model_id: str | None = argument(None, "Repository for push_to_hub.", or_none(repository()), "applies")
 
@@ -302,7 +341,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if model.logsnr_min >= model.logsnr_max:
         raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
     check_data(data)
-    _check_size(model, data)
+    if model.vae is None:
+        _check_size(model, data)
     check_train(train)
     return model, data, train
 
@@ -421,10 +461,15 @@ def check_data(data: DataArguments) -> None:
         raise ValueError(f"`frame_stride` is {data.frame_stride}, expected 1 beside `fps`, which says the same.")
 
 
-def check_train(train: TrainArguments) -> None:
+def check_loop(train: LoopArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
         raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
+
+
+def check_train(train: TrainArguments) -> None:
+    """Raises a ValueError where two arguments do not fit each other."""
+    check_loop(train)
     if train.push_to_hub and train.hub_model_id is None:
         raise ValueError("`hub_model_id` is None, expected a repository id because `push_to_hub` is set.")
 

@@ -19,6 +19,7 @@ from video_diffusion.data import MovingMNIST, VideoClips, load_videos, stream_vi
 from video_diffusion.data.captions import captions
 from video_diffusion.data.streams import Row, VideoStream
 from video_diffusion.training.arguments import DataArguments
+from video_diffusion.training.latents import LatentClips
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
     """What one process sees in one pass.
 
     Args:
-        clips: uint8 `[B, F + num_images, H, W, C]`.
+        clips: uint8 `[B, F + num_images, H, W, C]`; or latents, float32.
         captions: one a clip, or None where there is no text.
     """
 
@@ -39,8 +40,8 @@ class StepBatches(Dataset):
     """Item k is what one process sees in pass k.
 
     Args:
-        source: `VideoClips`, of which windows are drawn; or has `__len__` and `batch(indices)` → uint8 `[B, F, H, W]`
-            or `[B, F, H, W, C]`.
+        source: `VideoClips` or `LatentClips`, of which windows are drawn; or has `__len__` and `batch(indices)` →
+            uint8 `[B, F, H, W]` or `[B, F, H, W, C]`.
         local_batch: clips of one process in one pass.
         rank: which process.
         world: number of processes.
@@ -67,7 +68,7 @@ class StepBatches(Dataset):
         """The clips of pass `index` and their captions."""
         group = 1 + self.num_images  # clips drawn for one row: the video, and one for each image
         numbers, epochs = self._numbers(self._positions(index))
-        if isinstance(self.source, VideoClips):
+        if isinstance(self.source, VideoClips | LatentClips):
             drawn, numbers = self.source.draw(numbers, epochs)
         else:
             drawn = self.source.batch(numbers)
@@ -79,12 +80,13 @@ class StepBatches(Dataset):
         group, first = 1 + self.num_images, (index * self.world + self.rank) * self.local_batch
         return np.arange(first * group, (first + self.local_batch) * group)
 
-    def _joined(self, drawn: NDArray[np.uint8], index: int) -> Tensor:
+    def _joined(self, drawn: NDArray[Any], index: int) -> Tensor:
         """Clips, and of those that were drawn beside each a frame as an image: `[B, F + num_images, H, W, C]`."""
         group, first = 1 + self.num_images, (index * self.world + self.rank) * self.local_batch
         drawn = drawn if drawn.ndim == 5 else drawn[..., None]
         drawn = drawn.reshape(self.local_batch, group, *drawn.shape[1:])
-        frames = drawn.shape[2]
+        frames = drawn.shape[2]  # of which the first alone is an image, where latents compress time
+        frames = 1 if isinstance(self.source, LatentClips) and self.source.compressed else frames
         rows, k = np.arange(self.local_batch)[:, None], np.arange(1, group)
         images = drawn[rows, k, (first + rows + k) % frames]
         return torch.from_numpy(np.concatenate([drawn[:, 0], images], axis=1))
@@ -221,6 +223,13 @@ def _cache_folder(data: DataArguments) -> Path:
     if data.source is not None and folder.resolve().is_relative_to(Path(data.source).resolve()):
         raise ValueError(f"`video_cache_dir` is {str(folder)!r}, expected a folder outside of {data.source!r}.")
     return folder
+
+
+def text_folder(data: DataArguments) -> Path:
+    """Where the states of texts are kept that a frozen encoder has read."""
+    if data.text_cache_dir is not None:
+        return Path(data.text_cache_dir)
+    return cached_assets_path(library_name="video_diffusion", namespace="texts", subfolder="states")
 
 
 def open_captions(source: Any, data: DataArguments, seed: int) -> Callable[[Any], Any]:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.hub.folder import resolve_model
+from video_diffusion.model.autoencoding import LatentSpace
 from video_diffusion.training.arguments import DataArguments, ModelArguments, TrainArguments
 
 ARCHITECTURE = (
@@ -22,15 +23,18 @@ ARCHITECTURE = (
 
 
 def build_model(
-    model: ModelArguments, data: DataArguments, text_width: int | None = None
+    model: ModelArguments, data: DataArguments, text_width: int | None = None, space: LatentSpace | None = None
 ) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
-    """The denoiser, attending to text states of `text_width` channels if given; the scheduler."""
+    """The denoiser, attending to text states of `text_width` channels and in a VAE's latents if given; the scheduler.
+
+    The scheduler clips x̂ where it is of pixels; latents have no bounds.
+    """
     spatial, temporal = tuple(map(bool, model.spatial_attention)), tuple(map(bool, model.temporal_attention))
-    depths, channels = tuple(model.layers_per_block), data.channels
-    height, width = data.height_width
+    depths, clip = tuple(model.layers_per_block), (data.channels, data.num_frames, *data.height_width)
+    channels, frames, height, width = clip if space is None else space.shape(*clip[1:])
     denoiser = VideoUNet3DConditionModel(
         sample_size=height if height == width else (height, width),
-        num_frames=data.num_frames,
+        num_frames=frames,
         in_channels=channels if model.given_frames == "time" else 2 * channels + 1,
         out_channels=channels,
         patch_size=model.patch_size,
@@ -54,6 +58,7 @@ def build_model(
         shift=model.shift,
         prediction_type=model.prediction_type,
         gamma=model.gamma,
+        clip_sample=space is None,
     )
     return denoiser, scheduler
 

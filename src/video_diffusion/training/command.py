@@ -1,4 +1,4 @@
-"""One part of a training or a distillation, from its arguments to its exit code; see `docs/training.md`.
+"""One part of a training (of a VAE too) or a distillation, from arguments to exit code; see `docs/training.md`.
 
 0: the run is at its end. 3: it stopped early, and the same command goes on. 130: Ctrl-C; likewise. 2: an argument was
 refused before anything began. 1: something came in the way; what is safe, and how to go on, is said.
@@ -6,16 +6,22 @@ refused before anything began. 1: something came in the way; what is safe, and h
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from video_diffusion.hub.adapters import push_adapter, save_adapter, write_adapter_card
 from video_diffusion.hub.publish import push_pipeline
 from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.checkpoints import checkpoints, require_finite, resume, save_pipeline, write_record
 from video_diffusion.training.distillation import Distillation, measure, parse_distillation
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
+from video_diffusion.training.lora import Adaptation, parse_adaptation
 from video_diffusion.training.run import Run
+from video_diffusion.training.trackers import start_tracker
+from video_diffusion.training.vae import VaeRun, parse_vae, save_vae
+from video_diffusion.training.vae import measure as measure_vae
 from video_diffusion.training.validation import validate
 
 Measure = Callable[..., dict[str, float]]
@@ -31,8 +37,21 @@ def distill(argv: Sequence[str]) -> int:
     return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure)
 
 
-def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
-    """Runs one part of what `open_run` gives, and returns its exit code."""
+def train_lora(argv: Sequence[str]) -> int:
+    """Runs one part of the training of an adapter and returns its exit code."""
+    return _part(Adaptation.name, lambda: Adaptation(parse_adaptation(argv)), validate, finish_adapter)
+
+
+def train_vae(argv: Sequence[str]) -> int:
+    """Runs one part of the training of a VAE and returns its exit code."""
+    return _part(VaeRun.name, lambda: VaeRun(parse_vae(argv)), measure_vae, finish_vae)
+
+
+def _part(
+    name: str, open_run: Callable[[], Any], measure: Measure, finish: Callable[[Any], None] | None = None
+) -> int:
+    """Runs one part of what `open_run` gives, and returns its exit code; `finish` writes what has been learned."""
+    finish = finish_pipeline if finish is None else finish
     try:
         run = open_run()
         if run.args.dry_run:
@@ -41,8 +60,10 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
             run.accelerator.end_training()
             return 0
         resume(run)
+        run.read_texts()
         if run.accelerator.is_main_process:
             write_record(run)
+        start_tracker(run)
     except (ValueError, OSError, ImportError) as error:
         return _say(name, 2, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -50,7 +71,6 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
     except KeyboardInterrupt:
         return _say(name, 130, "interrupted before the first step; nothing has changed.")
     try:
-        run.accelerator.init_trackers("training")
         stopped_by = train(run, measure)
         if stopped_by is None:
             require_finite(run)
@@ -74,24 +94,51 @@ def _part(name: str, open_run: Callable[[], Run], measure: Measure) -> int:
     return 0
 
 
-def finish(run: Run) -> None:
+def finish_pipeline(run: Run) -> None:
     """Writes the pipeline, and uploads it if asked to.
 
     Raises:
-        FloatingPointError: if nothing was learned: a pipeline that is there stays.
+        FloatingPointError: if nothing was learned: what is there stays.
         OSError: if it cannot be written or uploaded.
     """
-    if run.progress.good_steps == 0:
-        raise FloatingPointError(
-            f"The gradient was finite in none of the {run.progress.step} steps, so nothing was learned and no "
-            "pipeline was written."
-        )
+    _require_learned(run, "pipeline")
     if not run.accelerator.is_main_process:
         return
     save_pipeline(run.pipeline(), run.output)
     print(f"Trained {run.progress.step} steps; the pipeline is in {run.output}.")
     if run.args.push_to_hub and run.args.hub_model_id is not None:
         push_pipeline(run.output, run.args.hub_model_id)
+
+
+def finish_adapter(run: Adaptation) -> None:
+    """Writes the adapter, or with `merged` a pipeline that holds it; raises as `finish_pipeline`."""
+    if run.args.merged:
+        finish_pipeline(run)
+        return
+    _require_learned(run, "adapter")
+    if not run.accelerator.is_main_process:
+        return
+    save_adapter(run.pipeline(merged=False), run.output)
+    write_adapter_card(run.output, run.args.hub_model_id)
+    print(f"Trained {run.progress.step} steps; the adapter is in {run.output}.")
+    if run.args.push_to_hub and run.args.hub_model_id is not None:
+        push_adapter(run.output, run.args.hub_model_id)
+
+
+def finish_vae(run: VaeRun) -> None:
+    """Writes the VAE; raises as `finish_pipeline`."""
+    _require_learned(run, "VAE")
+    if run.accelerator.is_main_process:
+        save_vae(run.result(), run.output)
+        print(f"Trained {run.progress.step} steps; the VAE is in {run.output}.")
+
+
+def _require_learned(run: Run, what: str) -> None:
+    if run.progress.good_steps == 0:
+        raise FloatingPointError(
+            f"The gradient was finite in none of the {run.progress.step} steps, so nothing was learned and no "
+            f"{what} was written."
+        )
 
 
 def _let_go(run: Run) -> None:

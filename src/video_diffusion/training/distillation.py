@@ -6,7 +6,6 @@ text is folded in (Meng et al. 2023): the first teacher is guided at a scale w t
 students read w as `timestep_cond`. Data, given frames, captions, optimiser, checkpoints and loop are a training's.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,6 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub.folder import find_folder
 from video_diffusion.model.guidance import guidance_embedding, has_frame_times, model_input, reads_guidance
 from video_diffusion.model.scheduler import PREDICTION_TYPES, prediction_loss_weight
 from video_diffusion.training.arguments import (
@@ -29,9 +27,10 @@ from video_diffusion.training.arguments import (
     resolve,
 )
 from video_diffusion.training.batches import Batch
-from video_diffusion.training.checkpoints import RECORD, save_pipeline
-from video_diffusion.training.fields import argument, declared, group, one_of, or_none, real, text, two, whole
+from video_diffusion.training.checkpoints import save_pipeline
+from video_diffusion.training.fields import argument, group, one_of, or_none, real, text, two, whole
 from video_diffusion.training.objective import Draw, joint_attention_mask, mean_over_generated
+from video_diffusion.training.pretrained import ARGUMENT, described, open_pipeline
 from video_diffusion.training.run import Run
 from video_diffusion.training.text import RunText
 from video_diffusion.training.validation import held_out
@@ -39,7 +38,6 @@ from video_diffusion.training.validation import held_out
 GUIDANCE_WIDTH = 256  # `time_cond_proj_dim` of a student
 DEFAULT_SCALE = 4.0  # of guidance, where the teacher's generation config has none
 OF_TEACHER = ("mask_probabilities", "caption_dropout")  # that a student shall share, beside the data
-NOT_OF_TEACHER = ("num_images", "dataloader_num_workers")
 
 
 # ------------------------------------------------------------------------------------------------------ the arguments
@@ -97,17 +95,7 @@ def of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if it is no text.
         OSError: if there is no such teacher.
     """
-    known = declared([DistillArguments])["pretrained_model_name_or_path"]
-    name = known.metadata["check"].value(known.name, values.get(known.name, known.default))
-    folder = find_folder(VideoDiffusionPipeline, name, {})
-    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    sizes = {"num_frames": "num_frames", "image_size": "sample_size", "num_channels": "out_channels"}
-    found = {ours: config[theirs] for ours, theirs in sizes.items() if isinstance(config.get(theirs), int)}
-    if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        shared = [*declared([DataArguments]), *OF_TEACHER]
-        found |= {key: record[key] for key in shared if key in record and key not in NOT_OF_TEACHER}
-    return found
+    return described(values, DistillArguments, OF_TEACHER)
 
 
 def halvings(teacher_calls: int, student_calls: int) -> list[int]:
@@ -245,22 +233,13 @@ def open_teacher(name: str) -> VideoDiffusionPipeline:
         ValueError: if its parts are not those that a training makes.
         OSError: if there is no such pipeline.
     """
-    argument = "pretrained_model_name_or_path"
-    pipe = VideoDiffusionPipeline.from_pretrained(find_folder(VideoDiffusionPipeline, name, {}))
-    own = {"unet": VideoUNet3DConditionModel, "scheduler": VPContinuousScheduler}
-    for part, cls in own.items():
-        found = type(getattr(pipe, part)).__name__
-        if found != cls.__name__:
-            raise ValueError(f"`{argument}` is {name!r}, whose {part} is a {found}, expected a {cls.__name__}.")
+    argument, pipe = ARGUMENT, open_pipeline(name)
     if pipe.scheduler.config.prediction_type not in PREDICTION_TYPES:
         found = pipe.scheduler.config.prediction_type
         raise ValueError(f"`{argument}` is {name!r}, which predicts {found!r}, expected one of {PREDICTION_TYPES}.")
     if has_frame_times(pipe.unet.config):
         raise ValueError(f"`{argument}` is {name!r}, which has a time for each frame, expected one for a clip.")
-    if pipe.vae is not None:
-        raise ValueError(f"`{argument}` is {name!r}, which has a `vae`, expected a model of pixels.")
     pipe.scheduler = VPContinuousScheduler.from_config(pipe.scheduler.config, deterministic=True)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

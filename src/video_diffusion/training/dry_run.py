@@ -25,7 +25,7 @@ def dry_run(run: Run) -> None:
         run.accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm)
         run.optimizer.step()
         run.optimizer.zero_grad()
-        run.ema.step(whole(run.learner.parameters()))
+        run.ema.step(whole(run.learned(run.learner)))
         if run.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -35,7 +35,7 @@ def dry_run(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     loaded = loader_speed(run)
-    parameters = sum(p.numel() for p in run.learner.parameters())
+    parameters = sum(p.numel() for p in run.learned(run.learner))
     if run.accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:

@@ -13,6 +13,7 @@ from video_diffusion.training.batches import passes
 from video_diffusion.training.build import whole
 from video_diffusion.training.checkpoints import save
 from video_diffusion.training.run import Run
+from video_diffusion.training.samples import show_samples
 from video_diffusion.training.validation import report, validate
 
 
@@ -37,6 +38,8 @@ def train(run: Run, measure: Callable[..., dict[str, float]] = validate) -> str 
     speed, clock = Speed(first * run.global_batch), Clock(run)
     run.model.train()
     cool(run)
+    if run.reports_start and args.validation_steps and progress.step == 0:
+        report(run, 0, measure)
     with Signals() as signals, _bar(run) as bar:
         for index, batch in enumerate(passes(run.batches, first, last, run.data.dataloader_num_workers), start=first):
             with accelerator.accumulate(run.model):
@@ -60,6 +63,8 @@ def train(run: Run, measure: Callable[..., dict[str, float]] = validate) -> str 
                 accelerator.log(values | {"clips_per_second": rate}, step=step)
             if args.validation_steps and (step % args.validation_steps == 0 or step == args.max_steps):
                 report(run, step, measure)
+            if args.sample_steps and step % args.sample_steps == 0:
+                show_samples(run, step)
             signalled, part_over, over = agreed(run, signals.came, clock.part_is_over, clock.run_is_over)
             ended = over or step == args.max_steps
             if not ended:
@@ -103,7 +108,7 @@ def update(run: Run) -> float:
         )
     run.lr_scheduler.step()
     run.optimizer.zero_grad()
-    run.ema.step(whole(run.learner.parameters()))
+    run.ema.step(whole(run.learned(run.learner)))
     progress.step += 1
     return norm
 

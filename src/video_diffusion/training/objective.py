@@ -177,7 +177,7 @@ def diffusion_loss(
     else:
         loss = weight * mean_over_generated((output - target) ** 2, noise.frame_mask)
     with torch.no_grad():
-        estimate = scheduler.predict_original(output, timestep, z_t).clamp(-1, 1)
+        estimate = scheduler.clip_original(scheduler.predict_original(output, timestep, z_t))
         error = mean_over_generated((estimate - x) ** 2, noise.frame_mask)
     return loss, error
 

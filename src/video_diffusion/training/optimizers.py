@@ -118,12 +118,14 @@ def build_optimizer(
     """AdamW, or Muon on the U-Net's matrices with AdamW on everything else; a text encoder learns more slowly.
 
     Args:
-        learner: all that learns.
+        learner: all that learns; weights without gradient in it do not.
         args: of the run.
         dtype: of Muon's products; None: bfloat16 on a GPU, and on a CPU that has instructions for it.
     """
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "others": [], "text": []}
     for name, parameter in learner.named_parameters():
+        if not parameter.requires_grad:
+            continue
         muon = args.optimizer == "muon" and is_matrix(name, parameter)
         kind = "text" if name.startswith("text_encoder.") else "matrices" if muon else "others"
         groups[kind].append(parameter)

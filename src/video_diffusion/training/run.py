@@ -6,11 +6,12 @@ two processes compute what one with twice the batch computes, and a run that was
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data import VideoClips
 from video_diffusion.data.streams import VideoStream
+from video_diffusion.model.autoencoding import LatentSpace
 from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
 from video_diffusion.training.batches import (
@@ -28,6 +30,7 @@ from video_diffusion.training.batches import (
     channels_of,
     open_captions,
     open_source,
+    text_folder,
     to_model,
 )
 from video_diffusion.training.build import (
@@ -37,9 +40,11 @@ from video_diffusion.training.build import (
     load_pretrained,
     ready_to_shard,
 )
+from video_diffusion.training.latents import ROWS, check_clips, open_latents, open_vae
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
 from video_diffusion.training.text import SMALL_BERT, RunText, TextDenoiser, open_text_encoder
+from video_diffusion.training.trackers import check_tracker
 
 VIDEOS = (VideoClips, VideoStream)
 
@@ -73,6 +78,7 @@ class Run:
         name: of what the run does, for messages.
         groups: its arguments.
         num_stages: parts of the run, of which each has a curve of the learning rate of its own.
+        reports_start: whether a validation comes before the first step too.
 
     Raises:
         ValueError: if they do not fit each other, or what they name.
@@ -82,6 +88,7 @@ class Run:
     name = "train"
     groups = GROUPS
     num_stages = 1
+    reports_start = False
     data: DataArguments
     args: TrainArguments
 
@@ -91,6 +98,7 @@ class Run:
         args = self.args
         self.history: list[dict[str, Any]] = []  # arguments that were in force before, each until a step
         self.output = Path(args.output_dir)
+        check_tracker(args.tracker)
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -101,13 +109,21 @@ class Run:
         self.train_source = open_source(self.data, self.data.train_split, args.seed)
         self.data.num_channels = channels_of(self.train_source)
         self.validation_source = self.open_validation()
+        self.space = self.open_space()
         self.config = as_dict(arguments)
         for source in {id(source): source for source in (self.train_source, self.validation_source)}.values():
             if isinstance(source, VIDEOS):
                 self.tell(source.notes)
         if isinstance(self.train_source, VIDEOS):
             self.config["found"] = self.train_source.description
+        source = self.train_source
+        if self.space is not None:
+            found, said = open_latents(arguments[0].latents, self.space.vae, self.data, args.seed, source)
+            source = source if found is None else found
+            self.tell([said])
         self.text = self.open_text()
+        if args.sample_prompts is not None and self.text is None:
+            raise ValueError(f"`sample_prompts` is {args.sample_prompts}, expected none without a `text_encoder`.")
         encoder = None if self.text is None else self.text.encoder
         denoiser, self.scheduler = self.open_model()
         if args.gradient_checkpointing:
@@ -118,7 +134,7 @@ class Run:
             compile_blocks(denoiser)
         self.denoiser, self.learner = denoiser, self.with_text(denoiser, encoder)
         ready_to_shard(self.learner, self.accelerator, args)
-        self.ema = EMAModel(self.learner.parameters(), decay=args.ema_decay, foreach=True)
+        self.ema = EMAModel(self.learned(self.learner), decay=args.ema_decay, foreach=True)
         optimizer = build_optimizer(self.learner, args)
         stage = replace(args, max_steps=math.ceil(args.max_steps / self.num_stages))
         self.lr_scheduler = build_lr_scheduler(optimizer, stage)
@@ -128,13 +144,13 @@ class Run:
         self.accelerator.register_for_checkpointing(self.ema, self.lr_scheduler, self.progress)
         batches = StreamBatches if isinstance(self.train_source, VideoStream) else StepBatches
         self.batches = batches(
-            self.train_source,
+            source,
             args.per_device_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             self.data.num_images,
             args.seed,
-            None if self.text is None else open_captions(self.train_source, self.data, args.seed),
+            None if self.text is None else self.open_captions(),
         )
 
     def open_validation(self) -> Any:
@@ -152,6 +168,36 @@ class Run:
             for line in lines:
                 print(f"{self.name}: {line}", file=sys.stderr)
 
+    def open_space(self) -> LatentSpace | None:
+        """The VAE in whose latents this run works, or None; checks that it can take the clips."""
+        model = self.arguments[0]
+        if getattr(model, "vae", None) is None:
+            return None
+        space = LatentSpace(open_vae(model).to(self.accelerator.device))
+        levels = len(model.block_out_channels)
+        of = f", `patch_size` {model.patch_size}, halved between {levels} levels"
+        check_clips(space, self.data, model.patch_size * 2 ** (levels - 1), of)
+        return space
+
+    @torch.no_grad()
+    def encoded(self, clips: Tensor, num_images: int = 0) -> Tensor:
+        """What the denoiser works on: `[B, C, F, H, W]` in [-1, 1], or latents of it.
+
+        Args:
+            clips: uint8 `[B, F, H, W, C]`; latents, float32, are taken as they are.
+            num_images: how many of the last frames are independent images.
+        """
+        if clips.is_floating_point():
+            return clips.to(self.accelerator.device).permute(0, 4, 1, 2, 3)
+        x = to_model(clips, self.accelerator.device)
+        if self.space is None:
+            return x
+        if self.space.temporal == 1 or not num_images:
+            return self.space.encode(x, ROWS)
+        frames = x.shape[2] - num_images
+        parts = [x[:, :, :frames], *x[:, :, frames:].split(1, dim=2)]
+        return torch.cat([self.space.encode(part, ROWS) for part in parts], dim=2)
+
     def open_text(self) -> RunText | None:
         """The text encoder of this run, or None."""
         model = self.arguments[0]
@@ -161,11 +207,26 @@ class Run:
         trained = model.text_encoder == SMALL_BERT or model.train_text_encoder
         return RunText(encoder, tokenizer, trained, self.accelerator.device)
 
+    def read_texts(self) -> None:
+        """Has a frozen text encoder read the videos' captions, once for all runs; called before the first step.
+
+        Raises:
+            ValueError: if their states cannot be kept on the disk.
+        """
+        source, cached = self.train_source, self.data.text_cache == "disk"
+        if self.text is None or self.text.trained or not cached or not isinstance(source, VideoClips):
+            return
+        texts, folder = source.captions(self.data.caption_column), text_folder(self.data)
+        with self.accelerator.main_process_first():
+            count = self.text.read(texts, folder)
+        if count:
+            self.tell([f"the text encoder has read {count} texts; their states are kept in {folder}."])
+
     def open_model(self) -> tuple[VideoUNet3DConditionModel, VPContinuousScheduler]:
         """The denoiser that learns, with the weights that it starts from, and its scheduler."""
         encoder = None if self.text is None else self.text.encoder
         width = None if encoder is None else encoder.config.hidden_size
-        denoiser, scheduler = build_model(self.arguments[0], self.data, width)
+        denoiser, scheduler = build_model(self.arguments[0], self.data, width, self.space)
         if self.args.pretrained_model_name_or_path is not None:
             load_pretrained(denoiser, encoder, scheduler, self.args.pretrained_model_name_or_path)
         return denoiser, scheduler
@@ -176,15 +237,24 @@ class Run:
             return denoiser
         return TextDenoiser(denoiser, encoder)
 
+    def learned(self, learner: nn.Module) -> list[nn.Parameter]:
+        """The weights of a learner that are averaged; the others stay as they are."""
+        return list(learner.parameters())
+
+    def open_captions(self) -> Callable[[Any], Any]:
+        """Gives the captions of the training source, as `batches.open_captions` does."""
+        return open_captions(self.train_source, self.data, self.args.seed)
+
     @property
     def global_batch(self) -> int:
         """Clips of all processes in one pass."""
         return self.args.per_device_batch_size * self.accelerator.num_processes
 
     def drawn(self, batch: Batch, index: int) -> tuple[Tensor, Draw]:
-        """This process's clips of pass `index`, in [-1, 1], and what is random about them."""
-        x = to_model(batch.clips, self.accelerator.device)
-        shape, images = (self.global_batch, *x.shape[1:]), self.data.num_images
+        """This process's clips of pass `index`, in [-1, 1] or as latents, and what is random about them."""
+        images = self.data.num_images
+        x = self.encoded(batch.clips, images)
+        shape = (self.global_batch, *x.shape[1:])
         noise = draw(
             shape,
             self.args.mask_probabilities,
@@ -239,6 +309,8 @@ class Run:
             scheduler=self.scheduler,
             text_encoder=encoder,
             tokenizer=None if self.text is None else self.text.tokenizer,
+            vae=None if self.space is None else self.space.vae,
+            num_channels=None if self.space is None or self.space.pixel_channels == self.data.channels else 1,
         )
         if self.text is not None and isinstance(self.train_source, VIDEOS):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))

@@ -1,4 +1,4 @@
-"""What a run reports beside its loss: errors on held-out clips, by task and of one call, and a grid of samples."""
+"""What a run reports beside its loss: errors on held-out clips, by task and of one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion.data.streams import VideoStream
+from video_diffusion.model.autoencoding import FrameGrid
 from video_diffusion.model.guidance import frame_times, has_frame_times, model_input
 from video_diffusion.training.batches import to_model
 from video_diffusion.training.objective import TASKS, diffusion_loss, draw
@@ -17,7 +18,7 @@ LIMITS = "one call 10 to 10 about 11.1, next 10.1 (of 5 to 5); 5 to 5 about 16.7
 
 
 def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> None:
-    """Logs what `measure` gives for the run, and a sample grid every `sample_steps`."""
+    """Logs what `measure` gives for the run."""
     if not run.accelerator.is_main_process:
         return
     values = measure(run)
@@ -25,14 +26,11 @@ def report(run: Run, step: int, measure: Callable[..., dict[str, float]]) -> Non
     tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if measure is validate and run.data.source is None and run.data.variant == "classic":
         tqdm.write(f"the best possible: {LIMITS}")
-    if run.args.sample_steps and step % run.args.sample_steps == 0:
-        for tracker in run.accelerator.trackers:
-            tracker.log_images({"samples": sample_grid(run)[None].cpu().numpy()}, step=step, dataformats="NHWC")
 
 
-def held_out(run: Run, size: int) -> Tensor:
-    """The first clips of the validation split (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
-    source = run.validation_source
+def held_out(run: Run, size: int, source: Any = None) -> Tensor:
+    """The first clips of the validation split or of `source` (fewer, if it is smaller), uint8 `[B, F, H, W, C]`."""
+    source = run.validation_source if source is None else source
     if isinstance(source, VideoStream):
         return torch.from_numpy(source.first(size))
     clips = torch.from_numpy(source.batch(range(min(size, len(source)))))
@@ -50,17 +48,27 @@ def validate(run: Run) -> dict[str, float]:
         only = [float(i == task) for i in range(len(TASKS))]
         errors = []
         for start in range(0, size, 16):
-            x = to_model(clips[start : start + 16], run.accelerator.device)
+            x = run.encoded(clips[start : start + 16])
             by_frame = 0.0 if has_frame_times(unet.config) else None
             noise = draw(tuple(x.shape), only, run.args.seed + 1, start, 0, x.device, frame_noise=by_frame)
             text = None if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
             weighting = run.args.weighting
             errors.append(diffusion_loss(unet, run.scheduler, x, noise, weighting, conditions=text)[1])
         report[f"validation/{name}"] = torch.cat(errors).mean().item()
-    for given, length in {(run.data.num_frames // 2, run.data.num_frames), (5, 10)}:
+    for given, length in {(half(run), run.data.num_frames), *([] if grid(run).ratio > 1 else [(5, 10)])}:
         if 0 < given < length <= run.data.num_frames:
             report |= one_call(run, unet, clips[:, :length], given, no_text)
     return report
+
+
+def grid(run: Run) -> FrameGrid:
+    """Which frames of a clip each frame that the denoiser sees stands for."""
+    return FrameGrid() if run.space is None else run.space.grid
+
+
+def half(run: Run) -> int:
+    """About half of a clip's frames: those of half of the frames that the denoiser sees."""
+    return grid(run).start(grid(run).length(run.data.num_frames) // 2)
 
 
 def one_call(run: Run, unet: Any, clips: Tensor, given: int, no_text: Tensor | None) -> dict[str, float]:
@@ -72,34 +80,22 @@ def one_call(run: Run, unet: Any, clips: Tensor, given: int, no_text: Tensor | N
     """
     frames = []
     for start in range(0, len(clips), 16):
-        x = to_model(clips[start : start + 16], run.accelerator.device)
+        x = run.encoded(clips[start : start + 16])
         generator = torch.Generator(x.device).manual_seed(start)
         noise = torch.randn(x.shape, generator=generator, device=x.device)
-        mask = (torch.arange(x.shape[2], device=x.device) < given).expand(len(x), -1)
+        mask = (torch.arange(x.shape[2], device=x.device) < grid(run).length(given)).expand(len(x), -1)
         time = torch.full((len(x),), float(run.scheduler.config.num_train_timesteps), device=x.device)
         text = {} if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
         z = run.scheduler.add_noise(x, noise, time)
         if has_frame_times(unet.config):
             z, time = torch.where(mask[:, None, :, None, None], x, z), frame_times(time, mask)
         output = unet(model_input(z, x, mask, unet.config.in_channels), time, **text).sample.float()
-        estimate = run.scheduler.predict_original(output, time, z).clamp(-1, 1)
-        frames.append(((estimate - x) / 2).square().sum((1, 3, 4))[:, given:])
+        estimate = run.scheduler.predict_original(output, time, z)
+        if run.space is not None:
+            x = to_model(clips[start : start + 16], run.accelerator.device)
+            estimate = run.space.decode(estimate, channels=x.shape[1])
+        frames.append(((estimate.clamp(-1, 1) - x) / 2).square().sum((1, 3, 4))[:, given:])
     by_frame = torch.cat(frames).mean(0)
     name = f"validation/one_call_{given}_to_{len(by_frame)}"
     values = {"": by_frame.mean(), "_next": by_frame[0], "_last": by_frame[-1]}
     return {f"{name}{key}": value.item() for key, value in values.items()}
-
-
-def sample_grid(run: Run) -> Tensor:
-    """A grid uint8 `[H, W, C]`: rows are clips (two generated, two predicted from half their frames)."""
-    pipe = run.pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    clips = held_out(run, 2)
-    given = clips[:, : run.data.num_frames // 2].permute(0, 1, 4, 2, 3).float() / 255
-    steps = pipe.generation_config.get("num_inference_steps", 20)
-    common: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
-    common |= {"return_dict": False, "generator": torch.Generator().manual_seed(0)}
-    free, bound = pipe(num_videos_per_prompt=2, **common)[0], pipe(video=given, **common)[0]
-    rows = torch.cat([torch.as_tensor(free), torch.as_tensor(bound)])  # [4, F, H, W, C]
-    grid = rows.permute(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, rows.shape[-1])
-    return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
