@@ -96,7 +96,16 @@ def test_push_is_one_commit_with_weights_code_card_and_samples_and_pull_makes_th
     assert address == f"{hub.url}/{ID}/commit/{commits[-1].sha}"
     assert hub.repositories["models", ID].private
     files = hub.files(ID)
-    expected = {"README.md", "model_index.json", "pipeline.py", "run.json", "unet/config.json", FULL, HALF}
+    expected = {
+        "README.md",
+        "manifest.json",
+        "model_index.json",
+        "pipeline.py",
+        "run.json",
+        "unet/config.json",
+        FULL,
+        HALF,
+    }
     expected |= {"unet/video_diffusion.py", "scheduler/video_diffusion.py", "scheduler/scheduler_config.json"}
     expected |= {"samples/generated.gif", "evaluation/note.md"}
     assert expected <= set(files)

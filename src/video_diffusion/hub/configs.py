@@ -9,8 +9,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from video_diffusion.model.inputs import check_generation_config, shown
-
 INDEX = "model_index.json"
 GENERATION_CONFIG = "generation_config.json"
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components
@@ -50,6 +48,13 @@ RANGES: dict[str, tuple[float, float]] = {  # of every number in our configs; be
 }
 
 
+def shown(value: Any) -> str:
+    """As `model.inputs.shown`, which is imported late: the command line must not load PyTorch for its help."""
+    from video_diffusion.model.inputs import shown
+
+    return shown(value)
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file that holds a dict; raises ValueError, naming it, where it does not."""
@@ -86,6 +91,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """The generation config of a pipeline's folder, empty without one; raises ValueError where it is refused."""
+    from video_diffusion.model.inputs import check_generation_config
+
     file = folder / GENERATION_CONFIG
     if not file.is_file():
         return {}
