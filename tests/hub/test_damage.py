@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from denoisers import SMALLEST, tiny_denoiser, tiny_text
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
-from video_diffusion.hub.folder import export_folder
+from video_diffusion.hub.folder import SIBLINGS, export_folder
 from video_diffusion.hub.integrity import MANIFEST, seal_pipeline, verify_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -130,7 +130,7 @@ def test_a_manifest_names_what_is_read_and_nothing_outside_of_the_folder(folder,
     seal_pipeline(folder)
     files = json.loads((folder / MANIFEST).read_text())["files"]
     assert set(names(folder)) - set(files) == {
-        *("README.md", "run.json", MANIFEST, "pipeline.py", "inputs.py", "guidance.py", "windows.py"),
+        *("README.md", "run.json", MANIFEST, "pipeline.py", *SIBLINGS["VideoDiffusionPipeline"]),
         *("unet/video_diffusion.py", "scheduler/video_diffusion.py"),
     }
     (folder / MANIFEST).write_text(json.dumps({"files": {"../../etc/passwd": "0"}, "sha256": ""}))

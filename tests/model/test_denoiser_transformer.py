@@ -113,7 +113,7 @@ def test_under_a_causal_mask_a_frame_changes_none_before_it(make_denoiser):
 
 def test_a_new_block_is_the_identity():
     block = VideoTransformerBlock(32, 16, "joint", 40, 12)
-    tokens, modulation = noise(2, 3, 4, 32), noise(2, 6, 32, seed=1)
+    tokens, modulation = noise(2, 3, 4, 32), noise(2, 1, 6, 32, seed=1)
     rotary = VideoRotaryPosEmbed(16, (1000.0, 100.0, 100.0))(3, 2, 2, torch.device("cpu"))
     assert torch.equal(block(tokens, modulation, rotary, noise(2, 5, 12)), tokens)
 

@@ -168,6 +168,7 @@ def resolve_call(
     grid, trained = pipeline.frame_grid, pipeline.unet.config.get("num_frames")
     length, places = grid.length(F), given.whole_frames(grid)
     window_overlap = resolve_overlap(grid, window_overlap, trained)
+    check_values((1, pipeline.pixel_channels, F, H, W))  # before a plan that would be long
     windows: Iterable[Window]
     windows = plan_windows(None if endless else length, trained, window_overlap, window_scheme, places)
     windows = windows if endless else list(windows)
@@ -183,11 +184,7 @@ def resolve_call(
     base, scale = count_clips({"video": frames, **texts}), pipeline.vae_scale_factor
     shape = (base * num_videos_per_prompt, pipeline.latent_channels, length, H // scale, W // scale)
     largest = max(shape, (shape[0], pipeline.pixel_channels, F, H, W), key=math.prod)
-    if math.prod(largest) > MAX_VALUES:
-        raise ValueError(
-            f"`num_videos_per_prompt`, `num_frames`, `height` and `width` ask for latents of {largest}, expected at "
-            f"most {MAX_VALUES} values."
-        )
+    check_values(largest)
     if endless and latents is not None:
         raise ValueError("`latents` is given, expected None without `num_frames`: there is no end to the noise.")
     check_noise(shape, generator, latents)
@@ -196,6 +193,15 @@ def resolve_call(
     return Call(
         given, windows, count, shape, num_videos_per_prompt, steps, *scales, generator, latents, clip_skip, pyramid
     )
+
+
+def check_values(shape: tuple[int, ...]) -> None:
+    """Refuses clips that no memory holds. Raises ValueError."""
+    if math.prod(shape) > MAX_VALUES:
+        raise ValueError(
+            f"`num_videos_per_prompt`, `num_frames`, `height` and `width` ask for latents of {shape}, expected at "
+            f"most {MAX_VALUES} values."
+        )
 
 
 def resolve_scales(
