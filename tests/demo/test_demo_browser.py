@@ -414,6 +414,6 @@ def test_two_visitors_at_once_get_their_own_clips_and_the_second_sees_the_queue(
         visitor.panel.get_by_role("spinbutton", name="Seed").fill(str(seed))
     for visitor in visitors:
         visitor.press("Create a clip")
-    visitors[1].page.get_by_text("queue: 1/1").first.wait_for()
+    visitors[1].page.get_by_text("1 request is before yours").first.wait_for()
     clips = [visitors[i].clip(f"20 frames, {steps[i]} steps of dpm++, seed {i}") for i in range(2)]
     assert not np.array_equal(*clips)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import gradio as gr
 import numpy as np
 
-from video_diffusion.data.video_io import Clip, resize
+from video_diffusion.data.fitting import fit
+from video_diffusion.data.video_io import Clip
 from video_diffusion.demo.limits import SEEDS
 from video_diffusion.demo.studio import Result, Studio
 from video_diffusion.demo.uploads import KINDS, moved, read_drawing, read_upload
@@ -216,7 +217,7 @@ class Frames:
             return index, None
         if source == UPLOAD:  # only what the model can read is held while others are served
             clip = read_upload(files, self.studio.limits)
-            return None, resize(clip, self.studio.height, self.studio.width)
+            return None, fit(clip, self.studio.height, self.studio.width)
         if not drawn:
             raise ValueError("There are no drawn frames yet: draw one and press `Add frame`.")
         return None, np.concatenate(drawn)
