@@ -9,8 +9,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 COMMANDS = (
-    *("generate", "train", "train_lora", "distill", "latents", "dataset", "metrics", "evaluate", "hub", "demo"),
-    *("export", "doctor"),
+    *("generate", "training", "dataset", "metrics", "evaluate", "hub", "demo", "export", "doctor"),
     "completion",
 )
 REFUSALS = (ValueError, TypeError, OSError, ImportError, OverflowError)  # each says what is wrong with the input

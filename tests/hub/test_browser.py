@@ -129,11 +129,7 @@ def test_push_is_one_commit_and_takes_away_what_is_no_longer_of_the_page(folder,
 
     monkeypatch.setattr(browser, "export_page", export_page)
     with LoopbackHub({TOKEN: "alice"}) as hub:
-        for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(transfer, "WAIT", 0.0)
+        hub.log_in(monkeypatch, tmp_path, TOKEN)
         hub.put(ID, {"model/old.onnx": b"old", "notes.txt": b"mine"}, kind="spaces")
         command = ["space", "push", ID, "--static", "--model", str(folder), "--commit-message", "Open"]
         assert main(command) == 0

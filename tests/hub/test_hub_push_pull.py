@@ -3,7 +3,6 @@
 import json
 import logging
 
-import huggingface_hub.constants as constants
 import numpy as np
 import pytest
 import torch
@@ -57,16 +56,7 @@ def folder(exported, tmp_path):
 def hub(monkeypatch, tmp_path, tmp_path_factory):
     """A Hub where alice is logged in; waits between attempts are cut out."""
     with LoopbackHub({ALICE: "alice", BOB: "bob"}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", ALICE)
-        monkeypatch.setattr(transfer, "WAIT", 0.0)
+        hub.log_in(monkeypatch, tmp_path, ALICE)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("desk")))
         yield hub
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import constants
 
 from demo_server import connect, free_port
 from loopback_hub import LoopbackHub
@@ -42,13 +41,7 @@ def folder(make_denoiser, tmp_path):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with LoopbackHub({TOKEN: "alice"}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(transfer, "WAIT", 0.0)
+        hub.log_in(monkeypatch, tmp_path, TOKEN)
         yield hub
 
 

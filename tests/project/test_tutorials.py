@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 
 from denoisers import TRANSFORMER, tiny_denoiser
 from loopback_hub import LoopbackHub
@@ -26,7 +25,7 @@ from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler, evalu
 from video_diffusion.cli import main
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.video_io import write_gif, write_mp4
-from video_diffusion.hub import folder, transfer
+from video_diffusion.hub import folder
 from video_diffusion.training.lora import parse_adaptation
 from video_diffusion.training.text import small_bert
 
@@ -70,12 +69,7 @@ def desk(shelf, tmp_path, monkeypatch):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with LoopbackHub({TOKEN: "you"}) as hub:
-        for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(transfer, "WAIT", 0.0)
+        hub.log_in(monkeypatch, tmp_path, TOKEN)
         yield hub
 
 

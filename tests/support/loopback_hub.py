@@ -69,6 +69,20 @@ class LoopbackHub:
         variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1,localhost"}
         return variables | ({"HF_TOKEN": token} if token else {})
 
+    def log_in(self, monkeypatch, folder, token):
+        """Makes this the Hub of this process, with the cache in `folder` and no waits between attempts."""
+        from huggingface_hub import constants
+
+        from video_diffusion.hub import transfer
+
+        values = {"ENDPOINT": self.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
+        values |= {"HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}"}
+        values |= {"HF_HUB_CACHE": str(folder / "cache"), "HF_TOKEN_PATH": str(folder / "no-token")}
+        for name, value in values.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", token)
+        monkeypatch.setattr(transfer, "WAIT", 0.0)
+
     def put(self, repo_id, files, kind="models", private=False, revision="main"):
         """Makes a commit of `files` (name: bytes) with no questions asked: also names that no Hub would take."""
         repository = self.repositories.setdefault((kind, repo_id), Repository(private))

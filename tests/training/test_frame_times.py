@@ -42,8 +42,13 @@ def test_validation_and_resuming_know_it(trained, digits, tmp_path, capsys):
     assert tiny_training.train(digits, other, *FLAGS[:2], "--max_steps", 1, *FLAGS[4:], *flags) == 0
     assert tiny_training.train(digits, other, *FLAGS, *flags) == 0
     assert all(torch.equal(whole[name], value) for name, value in tiny_training.weights(other).items())
-    assert tiny_training.train(digits, other, *FLAGS[2:], *flags) == 2
+    assert tiny_training.train(digits, other, *FLAGS[2:], *flags[2:]) == 2
     assert "`given_frames` is 'channels', expected 'time'" in capsys.readouterr().err
+
+
+def test_a_share_of_frames_with_own_times_is_refused_where_it_would_be_ignored(digits, tmp_path, capsys):
+    assert tiny_training.train(digits, tmp_path / "run", "--frame_noise", 0.5) == 2
+    assert "`frame_noise` is 0.5, expected none without `given_frames` time" in capsys.readouterr().err
 
 
 def test_what_it_cannot_do_yet_says_so(trained, digits, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from denoisers import TRANSFORMER, tiny_denoiser
@@ -16,7 +16,6 @@ from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.data.reading import read_video
-from video_diffusion.hub import transfer
 from video_diffusion.hub.adapters import ADAPTER, read_settings
 from video_diffusion.training import command, samples
 from video_diffusion.training.text import small_bert
@@ -146,14 +145,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, videos, tmp_path, monk
 # --------------------------------------------------------------------------------------------------------- the Hub
 def test_an_adapter_is_published_with_a_card_of_its_own_and_loads_from_the_hub(base, trained, tmp_path, monkeypatch):
     with LoopbackHub({TOKEN: "you"}) as hub:
-        for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
-            monkeypatch.setattr(constants, name, value)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(transfer, "WAIT", 0.0)
+        hub.log_in(monkeypatch, tmp_path, TOKEN)
         assert main(["push", str(trained), "you/red"]) == 0
         pipe, expected = load(base), load(base)
         pipe.load_lora_weights("you/red", weight_name=ADAPTER, adapter_name="red", cache_dir=tmp_path / "cache")

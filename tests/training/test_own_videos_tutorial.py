@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 
 from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.cli import main
 from video_diffusion.data import load_videos
 from video_diffusion.data.reading import read_video
-from video_diffusion.hub import transfer
 from video_diffusion.training import dry_run
 
 ROOT = Path(__file__).parents[2]
@@ -48,14 +46,7 @@ def example():
 def hub(monkeypatch, tmp_path):
     """A Hub where somebody called you is logged in."""
     with LoopbackHub({TOKEN: "you"}) as hub:
-        for name, value in {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
-            monkeypatch.setattr(constants, name, value)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(transfer, "WAIT", 0.0)
+        hub.log_in(monkeypatch, tmp_path, TOKEN)
         yield hub
 
 

@@ -290,8 +290,11 @@ class TrainArguments(LoopArguments):
     caption_dropout: float = argument(
         0.1, "Share of captions that are hidden, for classifier-free guidance.", real(0, 1), "agrees"
     )
-    frame_noise: float = argument(
-        1.0, "With given_frames time: share of clips whose frames have times of their own.", real(0, 1), "agrees"
+    frame_noise: float | None = argument(
+        None,
+        "With given_frames time: share of clips whose frames have times of their own; left out: all of them.",
+        or_none(real(0, 1)),
+        "agrees",
     )
     weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
     optimizer: str = argument(
@@ -343,6 +346,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     check_data(data)
     if model.vae is None:
         _check_size(model, data)
+    check_frame_noise(train, model.given_frames == "time")
     check_train(train)
     return model, data, train
 
@@ -465,6 +469,12 @@ def check_loop(train: LoopArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):
         raise ValueError(f"`cooldown_minutes` is {train.cooldown_minutes}, expected at most `max_minutes`.")
+
+
+def check_frame_noise(train: TrainArguments, has_times: bool) -> None:
+    """Raises a ValueError where the share would be ignored: the network has one time for a clip."""
+    if train.frame_noise is not None and not has_times:
+        raise ValueError(f"`frame_noise` is {train.frame_noise}, expected none without `given_frames` time.")
 
 
 def check_train(train: TrainArguments) -> None:

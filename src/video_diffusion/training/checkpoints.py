@@ -117,17 +117,28 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def save_pipeline(pipe: VideoDiffusionPipeline, output: Path) -> None:
-    """Writes the pipeline into `output`, `model_index.json` last: before that the folder does not load.
+    """Writes the pipeline into `output`; see `save_whole`."""
+    save_whole("pipeline", pipe, output, "model_index.json")
 
-    A pipeline that is there stays as it is until the new one is on the disk.
+
+def save_whole(name: str, part: Any, output: Path, index: str) -> None:
+    """Writes a pipeline or a model into `output` as diffusers does, `index` last: before that it does not load.
+
+    What is there stays as it is until the new one is on the disk.
+
+    Args:
+        name: for messages.
+        part: has `save_pretrained`.
+        output: the folder.
+        index: the file without which the folder does not load.
 
     Raises:
         OSError: if it cannot be written.
     """
-    draft, index = output / ".pipeline.tmp", "model_index.json"
+    draft = output / f".{name}.tmp"
     shutil.rmtree(draft, ignore_errors=True)
-    with writing("The pipeline", draft):
-        pipe.save_pretrained(draft, safe_serialization=True)
+    with writing(f"The {name}", draft):
+        part.save_pretrained(draft, safe_serialization=True)
         to_disk(draft)
         (output / index).unlink(missing_ok=True)
         for path in sorted(draft.iterdir(), key=lambda path: path.name == index):

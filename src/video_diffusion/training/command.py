@@ -13,14 +13,21 @@ import torch
 from video_diffusion.hub.adapters import push_adapter, save_adapter, write_adapter_card
 from video_diffusion.hub.publish import push_pipeline
 from video_diffusion.training.arguments import parse_arguments
-from video_diffusion.training.checkpoints import checkpoints, require_finite, resume, save_pipeline, write_record
+from video_diffusion.training.checkpoints import (
+    checkpoints,
+    require_finite,
+    resume,
+    save_pipeline,
+    save_whole,
+    write_record,
+)
 from video_diffusion.training.distillation import Distillation, measure, parse_distillation
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
 from video_diffusion.training.lora import Adaptation, parse_adaptation
 from video_diffusion.training.run import Run
 from video_diffusion.training.trackers import start_tracker
-from video_diffusion.training.vae import VaeRun, parse_vae, save_vae
+from video_diffusion.training.vae import VaeRun, parse_vae
 from video_diffusion.training.vae import measure as measure_vae
 from video_diffusion.training.validation import validate
 
@@ -129,7 +136,7 @@ def finish_vae(run: VaeRun) -> None:
     """Writes the VAE; raises as `finish_pipeline`."""
     _require_learned(run, "VAE")
     if run.accelerator.is_main_process:
-        save_vae(run.result(), run.output)
+        save_whole("VAE", run.result(), run.output, "config.json")
         print(f"Trained {run.progress.step} steps; the VAE is in {run.output}.")
 
 

@@ -22,6 +22,7 @@ from video_diffusion.training.arguments import (
     DataArguments,
     TrainArguments,
     check_data,
+    check_frame_noise,
     check_train,
     flag_parser,
     resolve,
@@ -78,6 +79,7 @@ def parse_distillation(argv: Sequence[str]) -> list[Any]:
     data, args = resolve(parser, GROUPS, argv, of_teacher)
     check_data(data)
     check_train(args)
+    check_frame_noise(args, False)
     number = len(halvings(args.teacher_calls, args.student_calls))
     if args.guidance_range is not None and args.guidance_range[0] > args.guidance_range[1]:
         raise ValueError(

@@ -13,10 +13,12 @@ from torch import nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data.streams import VideoStream
+from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import (
     DataArguments,
     TrainArguments,
     check_data,
+    check_frame_noise,
     check_train,
     flag_parser,
     resolve,
@@ -120,6 +122,7 @@ class Adaptation(Run):
         args = arguments[-1]
         self.source = open_pipeline(args.pretrained_model_name_or_path)
         self._check_targets(args.lora_target_modules)
+        check_frame_noise(args, has_frame_times(self.source.unet.config))
         if args.lora_text_encoder and self.source.text_encoder is None:
             raise ValueError("`lora_text_encoder` is True, expected False: the base reads no text.")
         super().__init__(arguments)

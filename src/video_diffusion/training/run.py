@@ -255,6 +255,7 @@ class Run:
         images = self.data.num_images
         x = self.encoded(batch.clips, images)
         shape = (self.global_batch, *x.shape[1:])
+        share = 1.0 if self.args.frame_noise is None else self.args.frame_noise
         noise = draw(
             shape,
             self.args.mask_probabilities,
@@ -263,7 +264,7 @@ class Run:
             images,
             x.device,
             self.args.caption_dropout,
-            self.args.frame_noise if has_frame_times(self.denoiser.config) else None,
+            share if has_frame_times(self.denoiser.config) else None,
         )
         first = self.accelerator.process_index * len(x)
         return x, noise.rows(first, first + len(x))

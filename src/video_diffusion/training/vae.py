@@ -6,10 +6,7 @@ of the latents is measured and stands in the config, so that they have zero mean
 """
 
 import math
-import os
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +14,6 @@ from diffusers import AutoencoderKL, AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor, nn
 
-from video_diffusion.hub.integrity import to_disk, writing
 from video_diffusion.metrics.functional import psnr
 from video_diffusion.metrics.lpips import LPIPS, check_lpips_frames
 from video_diffusion.model.autoencoding import LatentSpace
@@ -250,21 +246,3 @@ def measure(run: VaeRun) -> dict[str, float]:
         ours, theirs = (rearrange(clip, "b c f h w -> b f c h w") / 2 + 0.5 for clip in (decoded, x))
         found.append(psnr(ours, theirs, "none").flatten())
     return {"validation/psnr": torch.cat(found).mean().item()}
-
-
-def save_vae(vae: Any, output: Path) -> None:
-    """Writes a VAE into `output` as diffusers does, `config.json` last: before that the folder does not load.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    draft, index = output / ".vae.tmp", "config.json"
-    shutil.rmtree(draft, ignore_errors=True)
-    with writing("The VAE", draft):
-        vae.save_pretrained(draft, safe_serialization=True)
-        to_disk(draft)
-        (output / index).unlink(missing_ok=True)
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == index):
-            os.replace(path, output / path.name)
-        draft.rmdir()
-        to_disk(output, inside=False)
