@@ -1,7 +1,7 @@
 """
 Measures the Fréchet video distance of real Moving MNIST against other real clips, shuffled frames and stills.
 
-    python tests/recorded/measure_fvd.py --num-videos 8 256 --out tests/recorded/fvd.json
+    python tests/recorded/measure_fvd.py --num-videos 4 8 256 --out tests/recorded/fvd.json
 
 The values tell what a number means at that many clips; `tests/metrics/test_metrics_fvd.py` repeats them.
 """
@@ -60,12 +60,12 @@ def measure(num_videos: int, metric: FVDMetric | None = None) -> dict[str, float
 def main() -> None:
     """Writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-videos", type=int, nargs="+", default=[8, 256])
+    parser.add_argument("--num-videos", type=int, nargs="+", default=[4, 8, 256])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     metric = FVDMetric()
     record = {
-        "command": "python tests/recorded/measure_fvd.py --num-videos 8 256 --out tests/recorded/fvd.json",
+        "command": "python tests/recorded/measure_fvd.py --num-videos 4 8 256 --out tests/recorded/fvd.json",
         "data": "classic Moving MNIST, 10 frames of 64×64, test digits, seed 0",
         "torch": torch.__version__,
         "fvd": [measure(n, metric) for n in args.num_videos],

@@ -1,5 +1,7 @@
 """Tiny networks for tests: a denoiser, what gives it the other kind of middle, and a text encoder."""
 
+import json
+
 import pytest
 import torch
 
@@ -51,3 +53,23 @@ def tiny_text(words, length=8, width=8):
     torch.manual_seed(0)
     encoder = BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=length, **sizes)).eval()
     return {"text_encoder": encoder, "tokenizer": BertTokenizer(vocab=vocabulary, model_max_length=length)}
+
+
+def small_moving_mnist(**config):
+    """A pipeline that is asked for as the embedded `moving-mnist` is and needs milliseconds for what that one does.
+
+    20 frames of 64×64 pixels, a prompt, its generation config with `config` for what differs; weights are random.
+    """
+    from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
+    from video_diffusion.hub.folder import embedded_models
+    from video_diffusion.training.text import small_bert
+
+    changes = {"transformer_layers": 1, "cross_attention_every": 1, "cross_attention_dim": 128}
+    shape = {"in_channels": 3, "num_frames": 20, "sample_size": 64, "patch_size": 16}
+    encoder, tokenizer = small_bert(48)
+    pipeline = VideoDiffusionPipeline(
+        tiny_denoiser(**TRANSFORMER | changes | shape), VPContinuousScheduler(), encoder.eval(), tokenizer
+    )
+    usual = json.loads((embedded_models()["moving-mnist"] / "generation_config.json").read_text(encoding="utf-8"))
+    pipeline.generation_config = usual | config
+    return pipeline

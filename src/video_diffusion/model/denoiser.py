@@ -176,7 +176,7 @@ class VideoAttnProcessor:
             query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
         query, key = query.to(value.dtype), key.to(value.dtype)
         if attn.is_cross_attention:  # all tokens that read one text are one sequence
-            query = query.reshape(len(key), -1, *query.shape[-2:])
+            query = query.reshape(key.shape[0], -1, *query.shape[-2:])
         else:
             query, key, value = (ATTENTION_PATTERNS[attn.pattern](x) for x in (query, key, value))
         out = dispatch_attention_fn(
@@ -784,7 +784,7 @@ class VideoUNet3DConditionModel(ModelMixin, AttentionMixin, CacheMixin, PeftAdap
 
         `[B, 1, D]`, or `[B, F, D]` for times of each frame.
         """
-        timestep, (batch, frames) = torch.as_tensor(timestep, device=sample.device), (len(sample), sample.shape[2])
+        timestep, (batch, frames) = torch.as_tensor(timestep, device=sample.device), (sample.shape[0], sample.shape[2])
         if timestep.ndim < 2 and timestep.numel() in (1, batch):
             timestep = timestep.reshape(-1, 1).expand(batch, 1)
         elif timestep.shape != (batch, frames):
