@@ -230,9 +230,9 @@ def test_the_clips_are_those_of_python_with_threads(pipeline, url, visit):
 
 def test_the_clips_are_those_of_python_on_a_graphics_card(pipeline, url, visit):
     asks, clips = asks_and_clips(pipeline)
-    made = visit(url).evaluate(WORKER, [None, asks[:1]])
+    made = visit(url).evaluate(WORKER, [None, asks[-1:]])  # one call: the card is made of software
     assert made["backend"] == "webgpu"
-    np.testing.assert_allclose(np.reshape(made["videos"][0], clips[0].shape), clips[0], atol=CLOSE)
+    np.testing.assert_allclose(np.reshape(made["videos"][0], clips[-1].shape), clips[-1], atol=CLOSE)
 
 
 def test_without_isolation_it_runs_on_one_core(pipeline, folder, visit):

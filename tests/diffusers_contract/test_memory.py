@@ -78,7 +78,7 @@ def test_half_precision_gives_neither_nan_nor_black_frames(make_pipeline, sample
         unet = UNet3DConditionModel(16, 3, 1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4, **blocks)
     pipeline = make_pipeline(unet=unet)
     torch.nn.Module.to(pipeline.unet, dtype)
-    for seed in range(4):
+    for seed in range(2):
         for steps in (1, 2, 5):
             generator = torch.Generator().manual_seed(seed)
             clip = sample(pipeline, num_frames=4, num_inference_steps=steps, generator=generator)
