@@ -12,7 +12,7 @@ from denoisers import tiny_denoiser
 from stand_ins import AbsoluteError, some_pixels
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler, cli, evaluation
 from video_diffusion.commands import evaluate
-from video_diffusion.evaluation import PROTOCOLS
+from video_diffusion.evaluation import PROTOCOLS, figure
 from video_diffusion.evaluation.run import read_clips
 from video_diffusion.evaluation.sources import clip_generator
 from video_diffusion.hub.folder import export_folder, weights_digest
@@ -26,6 +26,13 @@ def stand_ins(monkeypatch):
     stub = partial(evaluation.Scorer, features=some_pixels, lpips=AbsoluteError())
     monkeypatch.setattr(evaluation, "Scorer", stub)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Pictures, which take longer than all else here, are left to the tests that look at them."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(figure, "draw_panels", lambda *args, **options: np.zeros((4, 4, 3), np.uint8))
 
 
 def save_model(folder, in_channels=3):

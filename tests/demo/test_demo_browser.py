@@ -30,8 +30,8 @@ from video_diffusion.demo.page import finished_clips
 from video_diffusion.demo.studio import Studio
 from video_diffusion.sampling import OWN_SAMPLER, load_pipeline
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-NO_CHROMIUM = "there is no chromium here: apt-get install chromium"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"))), None)
+NO_CHROMIUM = "there is no chromium here: apt-get install chromium-headless-shell"
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip(NO_CHROMIUM, allow_module_level=True)
 

@@ -181,4 +181,4 @@ def test_no_command_line_ends_in_a_traceback_or_not_at_all(model, files, tmp_pat
         signal.signal(signal.SIGALRM, previous)
     assert not failures
     assert codes[0] >= 20, codes  # some lines were good, else nothing deep was reached
-    assert codes[2] >= 100, codes
+    assert codes[2] > CASES / 2, codes

@@ -54,7 +54,7 @@ def test_any_argument_gives_a_named_refusal_or_a_finite_figure():
             assert value.isfinite().all() or (function is metrics.psnr and same), case  # no error: infinite PSNR
             assert value.min() >= (-1 if function is metrics.ssim else 0), case
             measured += 1
-    assert refused > 100
+    assert refused > CASES / 3
     assert measured > 30
     assert math.isclose(refused + measured, CASES)
 
