@@ -10,7 +10,6 @@ Where there is no Chromium these tests are skipped, except in CI, where they the
 import io
 import json
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 
+from browsers import CHROMIUM, NO_CHROMIUM
 from demo_server import request, serving
 from denoisers import SMALLEST, small_moving_mnist, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
@@ -30,8 +30,6 @@ from video_diffusion.demo.page import finished_clips
 from video_diffusion.demo.studio import Studio
 from video_diffusion.sampling import OWN_SAMPLER, load_pipeline
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"))), None)
-NO_CHROMIUM = "there is no chromium here: apt-get install chromium-headless-shell"
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip(NO_CHROMIUM, allow_module_level=True)
 

@@ -19,6 +19,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
+from browsers import CHROMIUM, NO_CHROMIUM
 from denoisers import TRANSFORMER, randomised, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.data import MovingMNIST
@@ -29,8 +30,6 @@ from video_diffusion.hub.browser import export_page
 from video_diffusion.hub.onnx import sampler_table
 from video_diffusion.training.text import small_bert
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"))), None)
-NO_CHROMIUM = "there is no chromium here: apt-get install chromium-headless-shell"
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip(NO_CHROMIUM, allow_module_level=True)
 pytestmark = pytest.mark.network
@@ -238,7 +237,8 @@ def test_the_clips_are_those_of_python_with_threads(pipeline, url, visit):
 
 def test_the_clips_are_those_of_python_on_a_graphics_card(pipeline, url, visit, graphics_browser):
     asks, clips = asks_and_clips(pipeline)
-    made = visit(f"{url}?backend=wasm", browser=graphics_browser).evaluate(WORKER, [None, asks[-1:]])  # one call: the card is made of software
+    page = visit(f"{url}?backend=wasm", browser=graphics_browser)
+    made = page.evaluate(WORKER, [None, asks[-1:]])  # one call: it takes its time
     assert made["backend"] == "webgpu"
     np.testing.assert_allclose(np.reshape(made["videos"][0], clips[-1].shape), clips[-1], atol=CLOSE)
 
