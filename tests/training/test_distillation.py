@@ -380,10 +380,15 @@ def test_the_report_compares_with_the_first_teacher(digits, reference, tmp_path)
 
 
 def test_a_distilled_model_is_distilled_further(digits, distilled, tmp_path):
+    teacher, student = shutil.copytree(distilled / "calls-2", tmp_path / "teacher"), tmp_path / "student"
+    pipe = VideoDiffusionPipeline.from_pretrained(teacher)
+    pipe.generation_config["example_prompts"] = ["the digit 3"]
+    pipe.save_pretrained(teacher)
     flags = ("--teacher_calls", 2, "--max_steps", 1, "--num_images", 1)
-    assert distil(digits, distilled / "calls-2", tmp_path, *flags) == 0
-    assert weights(tmp_path).keys() == weights(distilled).keys()
-    assert VideoDiffusionPipeline.from_pretrained(tmp_path).generation_config["num_inference_steps"] == 1
+    assert distil(digits, teacher, student, *flags) == 0
+    assert weights(student).keys() == weights(distilled).keys()
+    config = VideoDiffusionPipeline.from_pretrained(student).generation_config
+    assert (config["num_inference_steps"], config["example_prompts"]) == (1, ["the digit 3"])
 
 
 def test_guidance_stays_outside_where_the_range_is_1_to_1(digits, reference, tmp_path):
