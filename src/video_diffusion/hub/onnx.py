@@ -195,11 +195,10 @@ def _write(
         for parameter, _ in kept:
             parameter.requires_grad_(False)
         nn.Module.to(module, torch.float32)
+        captured = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
         program: Any = torch.onnx.export(
-            module,
-            inputs,
+            captured,
             dynamo=True,
-            dynamic_shapes=shapes,
             input_names=names,
             output_names=[output],
             opset_version=OPSET,
