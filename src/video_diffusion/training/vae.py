@@ -62,6 +62,12 @@ class VaeTrainArguments(LoopArguments):
     """The loss, optimisation, checkpoints and reports."""
 
     output_dir: str = argument("runs/vae", "Where everything is written.", text(), "applies")
+    reconstruction: str = argument(
+        "l1",
+        "Mean of |x − x̂|, l1, or of (x − x̂)², l2, which leaves a plain background earlier.",
+        one_of("l1", "l2"),
+        "agrees",
+    )
     kl_weight: float = argument(1e-6, "Of the divergence, in nats for each value of a clip.", real(0, 100), "agrees")
     lpips_weight: float = argument(0.0, "Of LPIPS, whose weights must be there; 0: none.", real(0, 100), "agrees")
 
@@ -205,11 +211,13 @@ class VaeRun(Run):
         decoded, mean, logvar = self.model(x, noise[first : first + len(x)])
         decoded, mean, logvar = decoded.float(), mean.float(), logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / x.numel()
-        loss = (decoded - x).abs().mean() + self.args.kl_weight * divergence
+        difference = decoded - x
+        squared = difference.square().mean()
+        loss = (difference.abs().mean() if self.args.reconstruction == "l1" else squared) + self.args.kl_weight * divergence
         if self.lpips is not None:
             pair = (rearrange(clip, "b c f h w -> (b f) c h w") / 2 + 0.5 for clip in (decoded, x))
             loss = loss + self.args.lpips_weight * self.lpips.distance(*pair).mean()
-        return loss, (decoded.detach() - x).square().mean()
+        return loss, squared.detach()
 
     def averaged(self) -> Any:
         """A copy of the VAE with the averaged weights."""
