@@ -36,7 +36,7 @@ def test_every_block_of_the_page_runs_in_turn(tmp_path, monkeypatch, capsys):
             exec(compile(code, "latents.md", "exec"), names)
             assert names["clip"].shape == names["future"].shape == (9, 64, 64, 3)
             assert np.array_equal(names["future"][:5], names["clip"][:5])
-            assert names["latents"].shape == (1, 4, 3, 8, 8)
+            assert names["latents"].shape == (1, 4, 3, 16, 16)
             continue
         for line in code.replace("\\\n", " ").splitlines():
             program, *words = shlex.split(line, comments=True)
