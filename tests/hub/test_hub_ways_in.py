@@ -29,6 +29,7 @@ WITH_PACKAGE = """
     from video_diffusion import VideoDiffusionPipeline
     pipeline = VideoDiffusionPipeline.from_pretrained(ID)
     assert type(pipeline).__module__ == "video_diffusion.model.pipeline"
+    assert pipeline.generation_config == {"num_inference_steps": 7}
     assert type(pipeline.unet).__module__ == "video_diffusion.model.denoiser"
     assert not any(name.startswith("diffusers_modules") for name in sys.modules), "code from the Hub was imported"
 """
@@ -149,7 +150,9 @@ def read(folder):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler(gamma=0.5))
+    pipeline = VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler(gamma=0.5))
+    pipeline.generation_config = {"num_inference_steps": 7}
+    return pipeline
 
 
 def test_a_private_pipeline_loads_with_and_without_the_package_online_and_offline_to_the_same_bits(pipeline, tmp_path):
