@@ -2,6 +2,7 @@
 
 import shutil
 
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")  # the first is the quickest
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-NO_CHROMIUM = "there is no Chromium here: apt-get install chromium-headless-shell"
+from video_diffusion.commands.doctor import BROWSERS
+
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+NO_CHROMIUM = f"there is no Chromium here: apt-get install {BROWSERS[0]}"

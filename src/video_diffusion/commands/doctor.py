@@ -28,7 +28,7 @@ PACKAGES = {  # what the package needs, and what installs it
 SIDE, TRIALS = 768, 5  # of the matrices that are multiplied, and how often
 HUB_TIMEOUT = 3.0  # seconds
 ENOUGH = 2e9  # bytes of free disk space: weights, caches and some clips
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 def register(subparsers: Any) -> None:
