@@ -10,10 +10,11 @@ from video_diffusion.commands.generate import add_device, add_history_guidance, 
 from video_diffusion.sampling import SAMPLERS, fastest_device
 
 if TYPE_CHECKING:
-    from video_diffusion.evaluation import Source, Workers
+    from video_diffusion.evaluation import Protocol, Source, Workers
 
 FOLDERS = ("kth", "bair")  # of which the user has the data
-NAMES = ("paper", "mcvd", "openstl", "unconditional", "text", *FOLDERS)
+OWN = "videos"
+NAMES = ("paper", "mcvd", "openstl", "unconditional", "text", *FOLDERS, OWN)
 SHOWN = 4  # clips in the picture
 
 
@@ -29,7 +30,15 @@ def register(subparsers: Any) -> None:
     add("--model", default="moving-mnist", help="embedded model, folder, Hub id or folder of videos: one npy, GIF or "
         "MP4 file a clip, or npz arrays, in the order of their numbers (default: %(default)s)")  # fmt: skip
     add("--protocol", required=True, choices=NAMES)
-    add("--data", type=Path, metavar="DIR", help="kth, bair: folder with the data set in its published layout")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="kth, bair: folder with the data set in its published layout; videos: folder with any, cut as those of "
+        "the training were",
+    )
+    add("--split", help="videos: of the folder (default: validation)")
+    add("--given", type=int, metavar="K", help="videos: frames that are given (default: about half of the model's)")
     add("--num-videos", type=int, metavar="N", help="clips (default: the protocol's)")
     add("--num-samples", type=int, metavar="S", help="predictions of each clip (default: the protocol's)")
     add("--num-frames", type=int, nargs="+", metavar="F", help="unconditional: lengths, of 10 and 20 (default: both)")
@@ -62,8 +71,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.protocol == "text":
         run_text(args, workers)
         return
-    protocol = PUBLISHED[args.protocol].on(args.data) if args.protocol in FOLDERS else PROTOCOLS[args.protocol]
+    published = PUBLISHED[args.protocol].on(args.data) if args.protocol in FOLDERS else None
     source = source_of(args)
+    protocol = own_videos(args, source) if args.protocol == OWN else published or PROTOCOLS[args.protocol]
     run = Run.of(source, protocol, args.num_videos, args.num_samples, args.num_frames, args.batch_size)
     scorer = Scorer(protocol, run.lengths, args.device, cache=default_folder())
     report = evaluate(source, run, args.out, scorer, workers=workers)
@@ -72,6 +82,27 @@ def run_evaluate(args: argparse.Namespace) -> None:
         files = write(report, source, run, args.out)
         print(markdown(report))
         print("Written: " + ", ".join(map(str, files)))
+
+
+def own_videos(args: argparse.Namespace, source: "Source") -> "Protocol":
+    """The protocol on a folder of videos, for a model that was trained on such. Fills in what was not said."""
+    from video_diffusion.evaluation import PipelineSource
+    from video_diffusion.evaluation.own import SPLIT, cut_of, own_protocol, usual_given
+    from video_diffusion.hub.configs import read_json
+    from video_diffusion.hub.folder import resolve_model
+    from video_diffusion.sampling import trained_frames
+
+    if not isinstance(source, PipelineSource):
+        raise ValueError(
+            f"`--model` is the folder of videos {args.model}, expected a pipeline with `--protocol {OWN}`."
+        )
+    pipeline, record = source.pipeline, Path(resolve_model(args.model)) / "run.json"
+    run = read_json(record) if record.is_file() else {}
+    frames = trained_frames(pipeline)
+    args.split = args.split or run.get("validation_split") or SPLIT
+    args.given = usual_given(frames, pipeline.frame_grid) if args.given is None else args.given
+    cut = cut_of(run) | {"num_channels": pipeline.pixel_channels}
+    return own_protocol(args.data, args.split, args.given, frames, source.image_size, cut)
 
 
 def run_text(args: argparse.Namespace, workers: "Workers") -> None:
@@ -104,7 +135,7 @@ def command_line(args: argparse.Namespace, report: dict[str, Any]) -> str:
     names = ("num_videos", "num_samples", "guidance_scales")
     numbers: dict[str, Any] = {name: report[name] for name in names if name in report}
     asked: dict[str, Any] = {"model": args.model, "protocol": args.protocol, "data": args.data, **numbers}
-    asked["num_frames"] = args.num_frames
+    asked |= {"split": args.split, "given": args.given, "num_frames": args.num_frames}
     if "steps" in report["sampling"]:
         asked |= {name: report["sampling"][name] for name in ("sampler", "steps")}
         asked |= {"gamma": args.gamma, "seed": args.seed}
@@ -150,9 +181,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`--num-samples` is {args.num_samples}, expected none with `--protocol text`.")
     if args.num_frames is not None and args.protocol != "unconditional":
         raise ValueError(f"`--num-frames` is {args.num_frames}, expected none with `--protocol {args.protocol}`.")
-    if (args.data is None) is (args.protocol in FOLDERS):
+    for name in ("split", "given"):
+        value = getattr(args, name)
+        if value is not None and args.protocol != OWN:
+            raise ValueError(f"`--{name}` is {value}, expected none with `--protocol {args.protocol}`.")
+    if (args.data is None) is (args.protocol in (*FOLDERS, OWN)):
         if args.data is not None:
             raise ValueError(f"`--data` is {args.data}, expected none with `--protocol {args.protocol}`.")
+        if args.protocol == OWN:
+            raise ValueError(f"`--data` is missing, expected a folder of videos with `--protocol {OWN}`.")
         from video_diffusion.data import bair, kth
 
         layout = {"kth": kth.LAYOUT, "bair": bair.LAYOUT}[args.protocol]

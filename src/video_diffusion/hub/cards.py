@@ -133,9 +133,11 @@ def eval_results(evaluation: Evaluation, task: str) -> "list[EvalResult]":
 
     report, protocol = evaluation.report, evaluation.protocol
     variant = "stochastic" if protocol == "mcvd" else "classic"
-    kind, name = {"kth": ("kth", "KTH actions"), "bair": ("bair-robot-pushing", "BAIR robot pushing")}.get(
-        protocol, ("moving-mnist", f"Moving MNIST ({variant})")
-    )
+    kind, name = {
+        "kth": ("kth", "KTH actions"),
+        "bair": ("bair-robot-pushing", "BAIR robot pushing"),
+        "videos": ("videos", "videos of its own"),
+    }.get(protocol, ("moving-mnist", f"Moving MNIST ({variant})"))
     return [
         EvalResult(
             task_type=task,
