@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from loopback_hub import LoopbackHub
-from video_diffusion import VideoDiffusionPipeline
+from stand_ins import AbsoluteError, some_pixels
+from video_diffusion import VideoDiffusionPipeline, evaluation
 from video_diffusion.cli import main
 from video_diffusion.data import load_videos
 from video_diffusion.data.reading import read_video
@@ -31,6 +33,7 @@ SHORTER = {
     "--num-videos 1000 ": "--num-videos 4 ",
 }
 TOKEN = "hf_" + "t" * 34
+STUB = partial(evaluation.Scorer, features=some_pixels, lpips=AbsoluteError())  # in the place of I3D and LPIPS
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 
 
@@ -62,6 +65,7 @@ def commands(code):
 def test_every_command_of_the_page_runs_in_turn(example, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run, "LOADING", 0.05)
+    monkeypatch.setattr(evaluation, "Scorer", STUB)
     ran, settings = [], tmp_path / "runs" / "shapes" / "generation_config.json"
     for language, code in BLOCKS:
         if language == "python":
@@ -81,7 +85,7 @@ def test_every_command_of_the_page_runs_in_turn(example, hub, tmp_path, monkeypa
             assert main([*words[1:], *(TINY if words[1] == "train" else [])]) == 0, words
             if settings.is_file():
                 settings.write_text(json.dumps(json.loads(settings.read_text()) | {"num_inference_steps": 1}))
-    assert set(ran) >= {"train", "generate", "predict", "card", "push", "dataset"}
+    assert set(ran) >= {"train", "generate", "predict", "evaluate", "card", "push", "space", "dataset"}
     said = capsys.readouterr().out
     assert "from the loader alone" in said
     for name in ("generate-03", "predict-00"):
@@ -92,7 +96,27 @@ def test_every_command_of_the_page_runs_in_turn(example, hub, tmp_path, monkeypa
     assert np.shape(clip.frames) == (1, 10, 32, 32, 3)
     card = (tmp_path / "runs" / "shapes" / "README.md").read_text(encoding="utf-8")
     assert "videos of the folder `my-videos`" in card
+    assert "protocol videos" in card  # in the front matter
+    assert "Own videos, 5 given and 5 predicted frames of 32×32" in card
+    assert "app.py" in hub.files("you/shapes-demo", "spaces")
     assert str(tmp_path) not in card
+
+
+def test_the_notebook_runs_top_to_bottom(tmp_path, monkeypatch, capsys):
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "LOADING", 0.05)
+    monkeypatch.setattr(evaluation, "Scorer", STUB)
+    book = json.loads((ROOT / "docs" / "tutorials" / "own_videos.ipynb").read_text(encoding="utf-8"))
+    names, cells = {}, [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) == 8
+    for number, cell in enumerate(cells):
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)  # what is kept is code
+        exec(compile("".join(cell["source"]).replace("30", "2"), f"cell {number}", "exec"), names)
+    assert len(names["frames"]) == 10
+    assert "protocol videos" in Path("runs/shapes/README.md").read_text()
+    assert "Protocol `videos`" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["training"]  # it keeps its files to itself
 
 
 def test_every_flag_of_the_table_is_one(tmp_path):
