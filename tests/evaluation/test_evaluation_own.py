@@ -90,7 +90,7 @@ def test_the_command_cuts_the_videos_as_the_training_did_and_tells_how_to_do_it_
         ),
         (("--protocol", "videos", "--data", "DATA", "--given", "0"), "`--given` is 0, expected 1 to 9"),
         (("--protocol", "videos", "--data", "DATA", "--split", "test"), "test"),
-        (("--protocol", "videos", "--data", "nowhere"), "nowhere"),
+        (("--protocol", "videos", "--data", "nowhere"), "`--data` is 'nowhere', which is not there"),
         (("--protocol", "paper", "--split", "test"), "`--split` is test, expected none with `--protocol paper`"),
         (("--protocol", "kth", "--given", "3"), "`--given` is 3, expected none with `--protocol kth`"),
     ],

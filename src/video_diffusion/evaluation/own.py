@@ -34,7 +34,6 @@ class OwnClips:
 
     Raises:
         ValueError: as `load_videos`.
-        FileNotFoundError: where there is no such folder.
     """
 
     def __init__(self, folder: Path, split: str, num_frames: int, image_size: int, cut: Mapping[str, Any]) -> None:
@@ -90,11 +89,12 @@ def own_protocol(
         them or more, of nine frames or more.
 
     Raises:
-        ValueError: where k does not fit, or as `load_videos`.
-        FileNotFoundError: where there is no such folder.
+        ValueError: where k does not fit, there is no such folder, or as `load_videos`.
     """
     if not 0 < num_given < num_frames:
         raise ValueError(f"`--given` is {num_given}, expected 1 to {num_frames - 1} of the {num_frames} frames.")
+    if not Path(folder).exists():
+        raise ValueError(f"`--data` is {str(folder)!r}, which is not there: expected a folder of videos.")
     clips: Any = OwnClips(Path(folder), split, num_frames, image_size, cut or {})
     lpips = "lpips" if image_size >= SMALL else "lpips_128"
     fvd = num_frames >= MIN_FRAMES and clips.num_files > 1
