@@ -55,10 +55,10 @@ def tiny_text(words, length=8, width=8):
     return {"text_encoder": encoder, "tokenizer": BertTokenizer(vocab=vocabulary, model_max_length=length)}
 
 
-def small_moving_mnist(**config):
+def small_moving_mnist():
     """A pipeline that is asked for as the embedded `moving-mnist` is and needs milliseconds for what that one does.
 
-    20 frames of 64×64 pixels, a prompt, its generation config with `config` for what differs; weights are random.
+    20 frames of 64×64 pixels, a prompt, its generation config; weights are random.
     """
     from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
     from video_diffusion.hub.folder import embedded_models
@@ -70,6 +70,6 @@ def small_moving_mnist(**config):
     pipeline = VideoDiffusionPipeline(
         tiny_denoiser(**TRANSFORMER | changes | shape), VPContinuousScheduler(), encoder.eval(), tokenizer
     )
-    usual = json.loads((embedded_models()["moving-mnist"] / "generation_config.json").read_text(encoding="utf-8"))
-    pipeline.generation_config = usual | config
+    file = embedded_models()["moving-mnist"] / "generation_config.json"
+    pipeline.generation_config = json.loads(file.read_text(encoding="utf-8"))
     return pipeline

@@ -133,7 +133,7 @@ def models() -> dict[str, Any]:
 def browser() -> dict[str, Any]:
     """The browser that the tests of the demo drive."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    advice = None if path else "only the demo's tests need one: apt-get install chromium"
+    advice = None if path else f"only the demo's tests need one: apt-get install {BROWSERS[0]}"
     return {"chromium": path or "none", "advice": advice}
 
 

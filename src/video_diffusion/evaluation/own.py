@@ -1,17 +1,15 @@
 """The protocol `videos`: a folder of one's own, its videos cut as those were that the model was trained on."""
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from video_diffusion.data.videos import load_videos
 from video_diffusion.evaluation.protocols import Protocol
-from video_diffusion.evaluation.published import PublishedProtocol
+from video_diffusion.evaluation.published import FolderClips, PublishedProtocol
 from video_diffusion.metrics.i3d import MIN_FRAMES
 
 if TYPE_CHECKING:
@@ -22,8 +20,8 @@ SPLIT = "validation"
 SMALL = 64  # pixels along an edge; LPIPS looks at smaller frames enlarged
 
 
-class OwnClips:
-    """The clips of a folder, as `published.PublishedClips` has those of a published data set.
+class OwnClips(FolderClips):
+    """The clips of a split of a folder, one of each video that is long enough.
 
     Args:
         folder: with videos; see `open_videos`.
@@ -43,12 +41,6 @@ class OwnClips:
         self.num_files = len(self.videos)
         self.channels = self.videos.shape.num_channels or 1
         self.description = f"the split {split}: {self.videos.description}"
-
-    def clips(self, indices: Sequence[int], image_size: int, last: bool) -> NDArray[np.uint8]:
-        """As `PublishedClips.clips`."""
-        videos, places = copy.copy(self.videos), np.asarray(indices)
-        videos.shape = replace(videos.shape, height=image_size, width=image_size)
-        return videos.ends(self.order[-1 - places] if last else self.order[places], last)
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,7 @@ def own_protocol(
         raise ValueError(f"`--given` is {num_given}, expected 1 to {num_frames - 1} of the {num_frames} frames.")
     if not Path(folder).exists():
         raise ValueError(f"`--data` is {str(folder)!r}, which is not there: expected a folder of videos.")
-    clips: Any = OwnClips(Path(folder), split, num_frames, image_size, cut or {})
+    clips = OwnClips(Path(folder), split, num_frames, image_size, cut or {})
     lpips = "lpips" if image_size >= SMALL else "lpips_128"
     fvd = num_frames >= MIN_FRAMES and clips.num_files > 1
     text = f"Own videos, {num_given} given and {num_frames - num_given} predicted frames of {image_size}×{image_size}"

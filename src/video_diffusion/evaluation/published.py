@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,30 @@ GRID = (
 )
 
 
-class PublishedClips:
+class FolderClips:
+    """Clips of videos that lie in a folder.
+
+    Attributes:
+        videos: those with at least F frames.
+        order: in which clips are taken, rows of `videos`.
+        num_files: test videos there.
+        description: which clips these are, to tell another folder from it.
+    """
+
+    videos: VideoClips
+    order: NDArray[np.int64]
+    num_files: int
+    description: str
+
+    def clips(self, indices: Sequence[int], image_size: int, last: bool) -> NDArray[np.uint8]:
+        """`[n, F, H, W, C]`: the first F frames of the i-th video or, `last`, the last F of the i-th from the end."""
+        videos = copy.copy(self.videos)
+        videos.shape = replace(videos.shape, height=image_size, width=image_size)
+        places = np.asarray(indices)
+        return videos.ends(self.order[-1 - places] if last else self.order[places], last)
+
+
+class PublishedClips(FolderClips):
     """The test clips of a data set in a folder.
 
     Args:
@@ -32,9 +54,6 @@ class PublishedClips:
         folder: with the published layout.
         num_frames: F.
         channels: C.
-
-    Attributes:
-        videos: the test videos with at least F frames, in the order in which clips are taken.
 
     Raises:
         ValueError: where the folder is not there, has another layout, or a video that cannot be read.
@@ -48,7 +67,6 @@ class PublishedClips:
         if not folder.is_dir() or not is_layout(folder):
             there = "a folder without them" if folder.is_dir() else "no folder"
             raise ValueError(f"`--data` is {str(folder)!r}, {there}: expected {name} with {layout}.")
-        self.name = name
         shape = ClipShape(num_frames, IMAGE_SIZE, IMAGE_SIZE, channels, crop="none")
         self.videos = VideoClips(open_test(folder, "test"), shape)
         unreadable = [reason for kind, reason in self.videos.left_out if kind == "unreadable"]
@@ -57,23 +75,8 @@ class PublishedClips:
         self.videos.on_bad_video = "fail"
         order = np.arange(len(self.videos))
         self.order = np.random.default_rng(DATA_SEED).permutation(order) if name == "KTH" else order
-
-    @property
-    def num_files(self) -> int:
-        """Test videos of the data set: files of KTH, videos of BAIR."""
-        return len(self.videos.stored) if self.name == "KTH" else len(self.videos)
-
-    @cached_property
-    def description(self) -> str:
-        """Which clips these are, to tell another folder from it."""
-        return f"{self.name}: {self.videos.description}"
-
-    def clips(self, indices: Sequence[int], image_size: int, last: bool) -> NDArray[np.uint8]:
-        """`[n, F, H, W, C]`: the first F frames of the i-th video or, `last`, the last F of the i-th from the end."""
-        videos = copy.copy(self.videos)
-        videos.shape = replace(videos.shape, height=image_size, width=image_size)
-        places = np.asarray(indices)
-        return videos.ends(self.order[-1 - places] if last else self.order[places], last)
+        self.num_files = len(self.videos.stored) if name == "KTH" else len(self.videos)
+        self.description = f"{name}: {self.videos.description}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class PublishedProtocol(Protocol):
 
     channels: int = 1
     files: int = 0
-    clips: PublishedClips | None = field(default=None, repr=False, compare=False)
+    clips: FolderClips | None = field(default=None, repr=False, compare=False)
 
     def on(self, folder: str | Path) -> "PublishedProtocol":
         """The protocol on the data in a folder. Raises ValueError, naming the layout, where they are not there."""
@@ -96,7 +99,7 @@ class PublishedProtocol(Protocol):
         return replace(self, clips=clips)
 
     @property
-    def _there(self) -> PublishedClips:
+    def _there(self) -> FolderClips:
         if self.clips is None:
             raise ValueError(f"the protocol {self.name} needs a folder: PUBLISHED[{self.name!r}].on(folder).")
         return self.clips

@@ -430,9 +430,9 @@ class Distillation(Run):
     def pipeline(self) -> VideoDiffusionPipeline:
         """A pipeline around a copy of the averaged student; its generation config says how it samples."""
         pipe = super().pipeline()
-        prompts = {"example_prompts": self.source.generation_config.get("example_prompts")} | pipe.generation_config
-        pipe.generation_config = {key: value for key, value in prompts.items() if value}
-        pipe.generation_config["num_inference_steps"] = self.calls
+        own, teachers = (one.generation_config.get("example_prompts") for one in (pipe, self.source))
+        prompts = {"example_prompts": own or teachers} if own or teachers else {}
+        pipe.generation_config = {"num_inference_steps": self.calls, **prompts}
         scale = self.source.generation_config.get("guidance_scale")
         if scale is not None:
             low, high = self.scales or (scale, scale)

@@ -213,9 +213,8 @@ class VaeRun(Run):
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / x.numel()
         difference = decoded - x
         squared = difference.square().mean()
-        loss = (
-            difference.abs().mean() if self.args.reconstruction == "l1" else squared
-        ) + self.args.kl_weight * divergence
+        loss = difference.abs().mean() if self.args.reconstruction == "l1" else squared
+        loss = loss + self.args.kl_weight * divergence
         if self.lpips is not None:
             pair = (rearrange(clip, "b c f h w -> (b f) c h w") / 2 + 0.5 for clip in (decoded, x))
             loss = loss + self.args.lpips_weight * self.lpips.distance(*pair).mean()
