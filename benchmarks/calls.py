@@ -149,7 +149,9 @@ def main() -> None:
         if not isinstance(source, PipelineSource):
             raise SystemExit(f"`--model` is the folder of videos {args.model}, expected a pipeline.")
         model = {key: value for key, value in source.identity.items() if key != "name"}
-        open_parts(parts, {"model": model, "dtype": source.settings["dtype"], "num_videos": args.num_videos})
+        spacing = source.pipeline.generation_config.get("logsnr_spacing")
+        settings = {"dtype": source.settings["dtype"], "num_videos": args.num_videos, "logsnr_spacing": spacing}
+        open_parts(parts, {"model": model, **settings})
         source.pipeline.scheduler.set_timesteps(calls)
         spent = len(source.pipeline.scheduler.timesteps)
         found = measure(source, task, args.num_videos, metric, parts / f"{task}-{sampler}-{calls:04d}.npz")
@@ -159,6 +161,7 @@ def main() -> None:
         "command": shlex.join(["python", "-m", "benchmarks.calls", *sys.argv[1:]]),
         "model": source.identity,
         "dtype": source.settings["dtype"],
+        "logsnr_spacing": spacing,
         "num_videos": args.num_videos,
         "frames": FRAMES,
         "samplers": args.samplers,

@@ -14,7 +14,7 @@ import argparse
 import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -83,15 +83,21 @@ def denoise(scheduler: VPContinuousScheduler, z_t: Tensor, timestep: Tensor) -> 
     return scheduler.from_original(alpha * z_t - sigma * DATA.velocity(z_t, logsnr), timestep.double(), z_t)
 
 
-def error_of(scheduler: VPContinuousScheduler, solver: Any, steps: int) -> float:
+def error_of(
+    scheduler: VPContinuousScheduler, solver: Any, steps: int, timesteps: Sequence[float] | None = None
+) -> float:
     """The distance of what n steps of a stock scheduler make of N(0, 1) to the data.
 
     Args:
         scheduler: ours, without clipping.
         solver: of diffusers, on its schedule.
         steps: n.
+        timesteps: their places, where the solver shall not choose them.
     """
-    solver.set_timesteps(steps)
+    if timesteps is None:
+        solver.set_timesteps(steps)
+    else:
+        solver.set_timesteps(timesteps=timesteps)
     if hasattr(solver, "set_begin_index"):
         solver.set_begin_index(0)
     z = torch.zeros(2 * len(solver.timesteps) + 2, 1, 1, 1, dtype=torch.float64)

@@ -151,6 +151,9 @@ def _remarks(report: Mapping[str, Any]) -> str:
         )
         if "history_guidance" in sampling:
             gamma += f", guidance {sampling['history_guidance']:g} on the given frames"
+        if "logsnr_spacing" in sampling:
+            mean, std = sampling["logsnr_spacing"]
+            gamma += f", steps at a log-SNR of {mean:g} ± {std:g}"
         remarks.append(f"Sampler: {sampling['sampler']}{gamma}, seed {sampling['seed']}; {calls}.")
     if distance := to_the_limit(report):
         remarks.append(distance)

@@ -20,6 +20,7 @@ from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
+from video_diffusion.model.inputs import resolve_steps
 from video_diffusion.model.windows import Window, plan_windows
 from video_diffusion.sampling import frame_size, load_pipeline, sampler_name
 
@@ -119,6 +120,8 @@ class PipelineSource(Source):
         }
         if history_guidance != 1:
             self.settings["history_guidance"] = history_guidance
+        if resolve_steps(pipeline, steps)[1] is not None:
+            self.settings["logsnr_spacing"] = list(pipeline.generation_config["logsnr_spacing"])
         height, width = frame_size(pipeline)
         if height != width:
             raise ValueError(f"The model's frames are {width}×{height}, expected square ones.")

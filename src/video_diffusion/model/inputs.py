@@ -3,11 +3,13 @@
 This file travels to the Hub beside `pipeline.py`.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from operator import index
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIL_MODES = {1: "L", 3: "RGB"}
 FLOATS = (np.float16, np.float32, np.float64)
 WRONG_OPTIONS = ("use_beta_sigmas", "use_flow_sigmas", "rescale_betas_zero_snr")  # of any stock scheduler
+NO_TIMESTEPS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
 DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 1.0, "history_guidance_scale": 1.0}
 LIMITS = {  # beyond these a number is a slip; without them the call would run out of memory or never end
     "num_inference_steps": 10_000,
@@ -92,6 +95,7 @@ class Call:
             H and W count latents.
         num_videos_per_prompt: how many of the B clips share a prompt, side by side.
         num_inference_steps: network calls of a window.
+        timesteps: where they are, for `set_timesteps`; None: where the scheduler puts them.
         guidance_scale: w of classifier-free guidance; 0 or 1: none.
         history_scale: w of guidance by the given frames; 1: none.
         reconstruction_scale: w of reconstruction guidance; 0: none.
@@ -107,6 +111,7 @@ class Call:
     shape: tuple[int, int, int, int, int]
     num_videos_per_prompt: int
     num_inference_steps: int
+    timesteps: list[float] | None
     guidance_scale: float
     history_scale: float
     reconstruction_scale: float
@@ -129,6 +134,7 @@ def resolve_call(
     width: int | None,
     num_videos_per_prompt: int,
     num_inference_steps: int | None,
+    timesteps: Sequence[float] | Tensor | np.ndarray | None,
     guidance_scale: float | None,
     history_guidance_scale: float | None,
     reconstruction_guidance_scale: float | None,
@@ -178,9 +184,7 @@ def resolve_call(
     scales = resolve_scales(
         pipeline, texts, given, count, guidance_scale, history_guidance_scale, reconstruction_guidance_scale
     )
-    steps = pipeline.generation_config.get("num_inference_steps", DEFAULTS["num_inference_steps"])
-    steps = steps if num_inference_steps is None else num_inference_steps
-    check_integers(num_inference_steps=steps, num_videos_per_prompt=num_videos_per_prompt)
+    check_integers(num_videos_per_prompt=num_videos_per_prompt)
     base, scale = count_clips({"video": frames, **texts}), pipeline.vae_scale_factor
     shape = (base * num_videos_per_prompt, pipeline.latent_channels, length, H // scale, W // scale)
     largest = max(shape, (shape[0], pipeline.pixel_channels, F, H, W), key=math.prod)
@@ -189,9 +193,10 @@ def resolve_call(
         raise ValueError("`latents` is given, expected None without `num_frames`: there is no end to the noise.")
     check_noise(shape, generator, latents)
     check_pyramid(pipeline, noise_pyramid)
+    steps = resolve_steps(pipeline, num_inference_steps, timesteps, noise_pyramid)
     given, pyramid = given.repeat(base, num_videos_per_prompt), float(noise_pyramid)
     return Call(
-        given, windows, count, shape, num_videos_per_prompt, steps, *scales, generator, latents, clip_skip, pyramid
+        given, windows, count, shape, num_videos_per_prompt, *steps, *scales, generator, latents, clip_skip, pyramid
     )
 
 
@@ -229,6 +234,98 @@ def resolve_scales(
     check_guidance(pipeline, texts, guidance)
     check_history(pipeline, given, windows, history, reconstruction)
     return float(guidance), float(history), float(reconstruction or 0)
+
+
+def resolve_steps(
+    pipeline: Any, count: Any, timesteps: Any = None, noise_pyramid: float = 0.0
+) -> tuple[int, list[float] | None]:
+    """The number of steps of a window and, where the scheduler does not choose them, their timesteps.
+
+    Args:
+        pipeline: its `generation_config` may say the number and, by `logsnr_spacing`, the places.
+        count: the number, or None.
+        timesteps: own ones in its place, or None.
+        noise_pyramid: with it every frame has times of its own.
+
+    Raises:
+        ValueError: where the number or the timesteps are refused.
+    """
+    config, scheduler = pipeline.generation_config, pipeline.scheduler
+    if timesteps is not None:
+        if count is not None:
+            raise ValueError("`timesteps` and `num_inference_steps` are both given, expected at most one of them.")
+        if noise_pyramid:
+            raise ValueError(f"`timesteps` is given, expected None with a `noise_pyramid` of {noise_pyramid}.")
+        chosen = read_timesteps(scheduler, timesteps)
+        return len(chosen), chosen
+    count = config.get("num_inference_steps", DEFAULTS["num_inference_steps"]) if count is None else count
+    check_integers(num_inference_steps=count)
+    spacing = None if noise_pyramid else config.get("logsnr_spacing")
+    return int(count), None if spacing is None else spaced_timesteps(scheduler, int(count), *spacing)
+
+
+def read_timesteps(scheduler: Any, timesteps: Any) -> list[float]:
+    """Own timesteps as a list; whole numbers for a scheduler of diffusers, whose levels are discrete.
+
+    Raises:
+        ValueError: where they do not fall from at most 1000 to above 0, or the scheduler takes none.
+    """
+    if not takes_timesteps(scheduler):
+        raise ValueError(
+            f"`timesteps` is {shown(timesteps)}, expected None: the scheduler, a {type(scheduler).__name__}, "
+            "places its steps itself."
+        )
+    try:
+        values = np.asarray(timesteps.cpu() if isinstance(timesteps, Tensor) else timesteps, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    own = hasattr(scheduler, "as_diffusers")
+    scale = scheduler.config.num_train_timesteps
+    least, most, kind = (0.0, scale, "numbers") if own else (0.5, scale - 1, "whole numbers")
+    inside = values.ndim == 1 and len(values) and (values > least).all() and (values <= most).all()
+    if not inside or not (np.diff(values) < 0).all() or not (own or (values % 1 == 0).all()):
+        ends = f"from at most {most} to above 0"
+        raise ValueError(f"`timesteps` is {shown(timesteps)}, expected {kind} that fall, {ends}.")
+    check_integers(num_inference_steps=len(values))
+    return [float(value) if own else int(value) for value in values]
+
+
+def takes_timesteps(scheduler: Any) -> bool:
+    """Whether a scheduler lets its caller choose the timesteps."""
+    moves = any(scheduler.config.get(option) for option in NO_TIMESTEPS)
+    return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters and not moves
+
+
+def spaced_timesteps(scheduler: Any, count: int, mean: float, std: float) -> list[float] | None:
+    """Timesteps at the quantiles (i + ½)/n of a normal distribution of log-SNR, from noise to data.
+
+    A network learns most about a clip in a range of noise levels; there the steps belong. Evenly in t, as schedulers
+    place them, half of few steps stand in pure noise. The last step goes from the last of them to the data.
+
+    Args:
+        scheduler: ours, or one of diffusers on a variance-preserving schedule.
+        count: n.
+        mean: of the distribution.
+        std: of the distribution, positive.
+
+    Returns:
+        n falling timesteps; or None, by which the scheduler places them itself: where it takes none, or where it has
+        fewer levels there than steps.
+    """
+    if not takes_timesteps(scheduler):
+        return None
+    normal, scale = NormalDist(mean, std), scheduler.config.num_train_timesteps
+    wanted = torch.tensor([normal.inv_cdf((i + 0.5) / count) for i in range(count)], dtype=torch.float64)
+    if hasattr(scheduler, "as_diffusers"):
+        found = scheduler.time(wanted).clamp(0, 1) * scale
+    elif "alphas_cumprod" in vars(scheduler):
+        levels = torch.logit(scheduler.alphas_cumprod.cpu().double())[1:].flip(0)  # rising, of scale − 1 … 1
+        after = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+        nearer = after - (wanted - levels[after - 1] < levels[after] - wanted).long()
+        found = scale - 1 - nearer
+    else:
+        return None
+    return found.tolist() if found[-1] > 0 and (found.diff() < 0).all() else None
 
 
 def resolve_overlap(grid: FrameGrid, overlap: Any, trained: int | None) -> int | None:
@@ -295,8 +392,10 @@ def check_generation_config(config: Any) -> dict[str, Any]:
 
     Args:
         config: flat, with some of `sampler` (a name), `num_inference_steps`, `guidance_scale` and
-            `history_guidance_scale` (as in the pipeline's call), and `example_prompts` (a list of texts that the
-            model knows well, for a caller who has none; the pipeline's call does not use them).
+            `history_guidance_scale` (as in the pipeline's call), `logsnr_spacing` (mean and standard deviation of the
+            log-SNR at the steps, see `spaced_timesteps`; without it the scheduler's own places), and `example_prompts`
+            (a list of texts that the model knows well, for a caller who has none; the pipeline's call does not use
+            them).
 
     Returns:
         a copy.
@@ -304,7 +403,7 @@ def check_generation_config(config: Any) -> dict[str, Any]:
     Raises:
         ValueError: where it is no dict, or a key or a value is not one of these.
     """
-    known = ("sampler", "example_prompts", *DEFAULTS)
+    known = ("sampler", "logsnr_spacing", "example_prompts", *DEFAULTS)
     if not isinstance(config, Mapping):
         raise ValueError(f"`generation_config` is {config!r}, expected a dict of some of {known}.")
     if unknown := sorted(str(key) for key in config if key not in known):
@@ -316,6 +415,8 @@ def check_generation_config(config: Any) -> dict[str, Any]:
         raise ValueError(f"`example_prompts` is {shown(prompts)}, expected a list of texts.")
     if "num_inference_steps" in config:
         check_integers(num_inference_steps=config["num_inference_steps"])
+    if "logsnr_spacing" in config:
+        check_spacing(config["logsnr_spacing"])
     if "guidance_scale" in config:
         check_guidance_number(config["guidance_scale"])
     if "history_guidance_scale" in config:
@@ -337,6 +438,15 @@ def check_number(name: str, value: Any) -> None:
     """Refuses what is not a finite number of at least 0, by its name."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ValueError(f"`{name}` is {shown(value)}, expected a number of at least 0.")
+
+
+def check_spacing(value: Any) -> None:
+    """Refuses what is no mean and standard deviation of log-SNR."""
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    if not pair or not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value):
+        raise ValueError(f"`logsnr_spacing` is {shown(value)}, expected two numbers: mean and standard deviation.")
+    if not value[1] > 0:
+        raise ValueError(f"`logsnr_spacing` is {shown(value)}, expected a positive standard deviation.")
 
 
 def check_guidance_number(value: Any) -> None:

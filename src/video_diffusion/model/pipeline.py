@@ -505,17 +505,20 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         latents = self.encode(given.frames[:, chosen].to(self._execution_device) * 2 - 1).cpu()
         canvas.latents[:, :, places] = latents * canvas.known[:, :, places]
 
-    def _begin_window(self, steps: int) -> None:
+    def _begin_window(self, call: Call) -> None:
         """Sets scheduler and caches to the start of a window; its first step is the first, whatever the timesteps."""
         if has_cache(self.unet):
             HookRegistry.check_if_exists_or_initialize(self.unet).reset_stateful_hooks()
-        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        if call.timesteps is None:
+            self.scheduler.set_timesteps(call.num_inference_steps, device=self._execution_device)
+        else:
+            self.scheduler.set_timesteps(timesteps=call.timesteps, device=self._execution_device)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
 
     def _bar(self, call: Call) -> Any:
         """The progress bar over all steps of all windows; says how many they are."""
-        self._begin_window(call.num_inference_steps)
+        self._begin_window(call)
         total = len(self.scheduler.timesteps) * call.num_windows
         self._num_timesteps = len(self.scheduler.timesteps) if total == math.inf else int(total)
         return self.progress_bar(total=total)
@@ -556,7 +559,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             call.reconstruction_scale,
             has_frame_times(self.unet.config),
         )
-        self._begin_window(call.num_inference_steps)
+        self._begin_window(call)
         noise = None if call.latents is None else call.latents[:, :, frames]
         size = (B, C, canvas.grid.start(len(frames)), h * self.vae_scale_factor, w * self.vae_scale_factor)
         z = self.prepare_latents(*size, torch.float32, device, call.generator, noise)
@@ -645,6 +648,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[float] | Tensor | np.ndarray | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         reconstruction_guidance_scale: float | None = None,
@@ -677,6 +681,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             height: H in pixels, by default the trained one.
             width: W in pixels, likewise.
             num_inference_steps: steps of a window, at least 1; by default those of `generation_config`, else 50.
+            timesteps: own ones in the place of that number: falling, 1000 is noise and 0 the data, which the last step
+                leads to. Whole numbers below 1000 for a scheduler of diffusers; not all of them take any.
             guidance_scale: w of classifier-free guidance; 0 and 1 switch it off. By default that of
                 `generation_config` where there is a prompt, else 1.
             negative_prompt: what the guidance leads away from.
@@ -731,6 +737,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             width=width,
             num_videos_per_prompt=num_videos_per_prompt,
             num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             history_guidance_scale=history_guidance_scale,
             reconstruction_guidance_scale=reconstruction_guidance_scale,
