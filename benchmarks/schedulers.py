@@ -46,6 +46,25 @@ and at most 0.02 at 100. Whatever does not work is refused with the reason, by `
 `from_config` of a class of diffusers prints that it does not know `schedule`, `logsnr_min`, `logsnr_max`, `shift` and
 `gamma`. It keeps them: `VPContinuousScheduler.from_config(solver.config)` gives the first scheduler back.
 """
+PLACES = """
+## Where the steps stand
+
+A scheduler places its steps evenly in t. The noise levels at which a network decides what a clip shows are a part of
+this range, so that of few steps half stand in noise from which nothing can be read. A call can place them itself:
+
+```python
+pipe(timesteps=[950, 880, 760, 510])  # in the place of num_inference_steps=4; the last step goes from 510 to 0
+```
+
+`VPContinuousScheduler` takes any numbers from 1000 to above 0. Of the classes of diffusers that work here, these take
+whole numbers: {classes}. The others place their steps themselves.
+
+`"logsnr_spacing": [mean, std]` in a pipeline's `generation_config` makes it the model's own setting, for any number of
+steps: n of them stand at the quantiles (i + ½)/n of a normal distribution of log-SNR with this mean and standard
+deviation. Schedulers that take no timesteps ignore it. `python -m benchmarks.spacing` measures the two numbers for a
+model: how far its answer moves at each noise level. What this is worth stands under
+[quality against network calls](results.md#quality-against-network-calls).
+"""
 ODDITIES = """
 ## What to know
 
@@ -170,6 +189,12 @@ def follows(name: str) -> bool:
     return "trained_betas" in inspect.signature(scheduler_class.__init__).parameters
 
 
+def takes_timesteps(name: str) -> bool:
+    """Whether a class that works lets its caller place the steps."""
+    works_here = status(name, "v_prediction") is None
+    return works_here and "timesteps" in inspect.signature(getattr(diffusers, name).set_timesteps).parameters
+
+
 def page() -> str:
     """docs/schedulers.md: the tables, measured."""
     following = [name for name in scheduler_names() if follows(name)]
@@ -200,7 +225,9 @@ def page() -> str:
     ]
     parts.append("\n## Numbers of steps that do not divide 1000\n")
     parts.append(table(rows, ["class", *map(str, steps)]))
-    return "\n".join(parts) + "\n" + ODDITIES
+    spaceable = [name for name in following if takes_timesteps(name)]
+    classes = ", ".join(f"`{name}`" for name in spaceable)
+    return "\n".join(parts) + "\n" + PLACES.replace("{classes}", classes) + ODDITIES
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from denoisers import tiny_denoiser
 from oracle import Gaussian, sampled_moments
+from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.data import classic_positions
 from video_diffusion.model.scheduler import VPContinuousScheduler
 
@@ -19,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import calls, data_generators, measure, peers, report, sampling  # noqa: E402
+from benchmarks import calls, data_generators, measure, peers, report, sampling, spacing  # noqa: E402
 
 DATA = Gaussian(mean=0.3, std=0.5)
 ALONE = sampling.Mixture(*(torch.tensor([value], dtype=torch.float64) for value in (1.0, 0.3, 0.5)))
@@ -155,3 +157,24 @@ def test_the_table_of_calls_has_a_row_for_each_number_and_a_dash_for_what_was_no
     assert "| dpm++, 2 | 13.0 | 47.1 | 358.2 |" in text
     assert "| dpm++, 8 | 9.4 | 60.0 | – |" in text
     assert "| real clips against other real clips | 40.0 | – | 48.0 |" in text
+
+
+@pytest.mark.parametrize("given", [None, np.full((2, 5, 16, 16, 1), 128, np.uint8)])
+def test_the_spacing_benchmark_finds_where_the_answer_changes(given):
+    """x̂ goes from −1 to 1 around a log-SNR of −4 as a logistic curve, whose standard deviation is π/√3."""
+    scheduler = VPContinuousScheduler(prediction_type="sample")
+    unet = tiny_denoiser(in_channels=3, num_frames=10)
+
+    def forward(sample, timestep, **_):
+        logsnr = scheduler.logsnr(timestep.double().flatten()[0] / 1000)
+        return (torch.full_like(sample[:, :1], 2 * torch.sigmoid(logsnr + 4).item() - 1),)
+
+    unet.forward = forward
+    pipeline = VideoDiffusionPipeline(unet, scheduler.as_diffusers(DPMSolverMultistepScheduler))
+    pipeline.set_progress_bar_config(disable=True)
+    places, logsnr = spacing.levels(pipeline, 41)
+    assert logsnr[[0, -1]] == pytest.approx(spacing.ENDS, abs=0.2)
+    found = spacing.distances(pipeline, 2, places, given)
+    change = np.diff(1 / (1 + np.exp(-logsnr - 4)))
+    np.testing.assert_allclose(found, 16 * change, atol=0.02)  # of 16 × 16 pixels, all alike
+    assert spacing.moments(logsnr, found) == (pytest.approx(-4, abs=0.1), pytest.approx(np.pi / 3**0.5, abs=0.1))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 
 from denoisers import tiny_denoiser
@@ -88,6 +89,23 @@ def test_guidance_on_given_frames_is_counted_and_changes_what_is_told(pipeline, 
         assert source.cost(given, [frames])["network_calls_per_clip"] == {str(frames): len(seen)}
     assert calls == {1.0: plain, 2.0: 8 if given else 10}
     assert not np.array_equal(made[1.0], made[2.0])
+
+
+@pytest.mark.parametrize(
+    ("solver", "told"), [(None, True), (DPMSolverMultistepScheduler, True), (DDIMScheduler, False)]
+)
+def test_steps_that_the_model_places_are_in_the_settings(pipeline, solver, told):
+    """So clips of other places are not taken for these; a scheduler that takes no timesteps makes the same clips."""
+    scheduler = pipeline.scheduler if solver is None else pipeline.scheduler.as_diffusers(solver)
+    other = VideoDiffusionPipeline(pipeline.unet, scheduler)
+    truth, made = PAPER.truth([0], 40)[:, :, :32, :32], []
+    for config in ({}, {"logsnr_spacing": [-3.0, 2.5]}):
+        other.generation_config = config
+        source = PipelineSource(other, {}, steps=3)
+        made.append(source.clips([0], truth[:, :5], 1, [10])[10])
+        assert source.settings.get("logsnr_spacing") == (config.get("logsnr_spacing") if told else None)
+        assert source.cost(5, [10])["network_calls_per_clip"] == {"10": 3}
+    assert np.array_equal(*made) != told
 
 
 def test_a_model_that_takes_no_frames_is_refused_where_it_needs_them():

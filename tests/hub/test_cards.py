@@ -215,3 +215,17 @@ def test_a_model_of_own_videos_says_so_and_not_where_they_lay(folder):
     assert "frames of 16×24 pixels" in card
     assert not re.search(r"alice|private|MNIST|no model of natural video", card)
     assert "datasets" not in metadata(card)
+
+
+def test_steps_that_the_model_places_are_in_the_card(measured):
+    sentence, row = "steps at a log-SNR of -3.5 ± 2.5", "| steps of the sampler | at a log-SNR of -3.5 ± 2.5 ("
+    card = build_card(measured, "alice/digits")
+    assert sentence not in card
+    assert row not in card
+    (measured / "generation_config.json").write_text(json.dumps({"logsnr_spacing": [-3.5, 2.5]}))
+    report = make_report()
+    report["sampling"]["logsnr_spacing"] = [-3.5, 2.5]
+    (measured / "evaluation" / "paper.json").write_text(json.dumps(report | {"markdown": markdown(report)}))
+    card = build_card(measured, "alice/digits")
+    assert sentence in card
+    assert row in card

@@ -138,6 +138,14 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _places(sampling: Mapping[str, Any]) -> str:
+    """Where the steps stand, if the model's generation config says it."""
+    if "logsnr_spacing" not in sampling:
+        return ""
+    mean, std = sampling["logsnr_spacing"]
+    return f", steps at a log-SNR of {mean:g} ± {std:g}"
+
+
 def _remarks(report: Mapping[str, Any]) -> str:
     """What a reader must know beside the table, as a list."""
     model, sampling = report["model"], report["sampling"]
@@ -151,10 +159,7 @@ def _remarks(report: Mapping[str, Any]) -> str:
         )
         if "history_guidance" in sampling:
             gamma += f", guidance {sampling['history_guidance']:g} on the given frames"
-        if "logsnr_spacing" in sampling:
-            mean, std = sampling["logsnr_spacing"]
-            gamma += f", steps at a log-SNR of {mean:g} ± {std:g}"
-        remarks.append(f"Sampler: {sampling['sampler']}{gamma}, seed {sampling['seed']}; {calls}.")
+        remarks.append(f"Sampler: {sampling['sampler']}{gamma}{_places(sampling)}, seed {sampling['seed']}; {calls}.")
     if distance := to_the_limit(report):
         remarks.append(distance)
     if report["num_given"] == 0:
@@ -250,8 +255,9 @@ def _text_remarks(report: Mapping[str, Any]) -> str:
         "Where no direction was asked, a prompt does not count in the last three rows.",
         f"Reader: {100 * reader['accuracy']:.2f} % of {reader['test_digits']} MNIST test digits right, "
         f"{100 * reader['accuracy_in_classic_clips']:.1f} % of single 28×28 crops of two-digit clips.",
-        f"Sampler: {sampling['sampler']}, seed {sampling['seed']}; {report['network_calls_per_clip']} steps, each of "
-        "one network call at guidance 1 and of one with twice the batch beyond.",
+        f"Sampler: {sampling['sampler']}{_places(sampling)}, seed {sampling['seed']}; "
+        f"{report['network_calls_per_clip']} steps, each of one network call at guidance 1 and of one with twice the "
+        "batch beyond.",
     ]
     if "command" in report:
         remarks.append(f"Command: `{report['command']}`")

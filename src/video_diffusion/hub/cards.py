@@ -217,7 +217,7 @@ def build_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> st
         "half": half,
         "half_dtype": half and HALF[half],
         "samples": sorted(folder.glob("samples/*.gif")),
-        "model": describe_model(folder, config, scheduler),
+        "model": describe_model(folder, config, scheduler, generation),
         "origin": run.get("origin"),
         "recipe": describe_recipe(run),
         "scale": generation.get("guidance_scale", 4.0),
@@ -239,8 +239,10 @@ def find_template(name: str = "template.md") -> Path:
     raise FileNotFoundError(f"The card's template {name} is in none of {[str(shelf) for shelf in TEMPLATES]}.")
 
 
-def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The rows about the networks and the process."""
+def describe_model(
+    folder: Path, config: Mapping[str, Any], scheduler: Mapping[str, Any], generation: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """The rows about the networks, the process and the places of the steps."""
     size, names = pixels_of(config), ("block_out_channels", "layers_per_block", "patch_size")
     shape = f"{config.get('num_frames') or 'any number of'} frames"
     shape += f" of {size} pixels" if size else ""
@@ -252,7 +254,11 @@ def describe_model(folder: Path, config: Mapping[str, Any], scheduler: Mapping[s
     ]
     settings = ("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type", "gamma")
     process = ", ".join(f"{name} {scheduler[name]}" for name in settings if name in scheduler)
-    return [*found, ("process", process)] if process else found
+    found += [("process", process)] if process else []
+    if "logsnr_spacing" in generation:
+        mean, std = generation["logsnr_spacing"]
+        found.append(("steps of the sampler", f"at a log-SNR of {mean:g} ± {std:g} (`logsnr_spacing`)"))
+    return found
 
 
 def pixels_of(config: Mapping[str, Any], key: str = "sample_size") -> str | None:

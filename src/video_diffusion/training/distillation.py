@@ -307,6 +307,7 @@ class Distillation(Run):
         calls = halvings(args.teacher_calls, args.student_calls)
         self.num_stages = len(calls)
         self.source = open_teacher(args.pretrained_model_name_or_path)
+        self.source.generation_config.pop("logsnr_spacing", None)  # its steps are evenly in t, as the student's
         self.scales = self._scales(args.guidance_range)
         super().__init__(arguments)
         teacher: Any = self.source.unet.to(self.accelerator.device).eval().requires_grad_(False)
