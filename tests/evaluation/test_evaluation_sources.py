@@ -108,6 +108,15 @@ def test_steps_that_the_model_places_are_in_the_settings(pipeline, solver, told)
     assert np.array_equal(*made) != told
 
 
+@pytest.mark.parametrize(("solver", "sampler", "gamma"), [(None, "ancestral", 0.3), (DDIMScheduler, "ddim", None)])
+def test_only_the_ancestral_sampler_has_a_gamma(pipeline, solver, sampler, gamma):
+    """The config of a solver of diffusers keeps that of the scheduler it was made from."""
+    scheduler = pipeline.scheduler if solver is None else pipeline.scheduler.as_diffusers(solver)
+    assert scheduler.config.gamma == 0.3
+    other = VideoDiffusionPipeline(pipeline.unet, scheduler)
+    assert PipelineSource(other, {}, steps=1, sampler=sampler).settings["gamma"] == gamma
+
+
 def test_a_model_that_takes_no_frames_is_refused_where_it_needs_them():
     source = PipelineSource(make_pipeline(in_channels=1), {})
     with pytest.raises(ValueError, match=r"no channels for given frames .* clips of 10 frames, 5 of them given"):

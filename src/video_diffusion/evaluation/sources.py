@@ -22,7 +22,7 @@ from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
 from video_diffusion.model.inputs import resolve_steps
 from video_diffusion.model.windows import Window, plan_windows
-from video_diffusion.sampling import frame_size, load_pipeline, sampler_name
+from video_diffusion.sampling import OWN_SAMPLER, frame_size, load_pipeline, sampler_name
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
@@ -112,7 +112,9 @@ class PipelineSource(Source):
         self.settings = {
             "sampler": sampler,
             "scheduler": type(scheduler).__name__,
-            "gamma": scheduler.config.get("gamma"),
+            "gamma": scheduler.config.get("gamma")
+            if sampler == OWN_SAMPLER
+            else None,  # others keep ours in their config
             "steps": steps,
             "seed": seed,
             "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
