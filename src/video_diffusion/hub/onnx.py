@@ -9,7 +9,7 @@ Weights are stored in half precision and used in single precision.
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,24 +157,24 @@ def sampler_table(pipeline: "VideoDiffusionPipeline", calls: Sequence[int] = CAL
         "out_channels": config.out_channels,
         "num_frames": config.get("num_frames"),
         "sample_size": config.sample_size,
-        "steps": {str(n): _row(scheduler, n, pipeline.generation_config.get("logsnr_spacing")) for n in calls},
+        "steps": {str(n): _row(scheduler, n, pipeline.generation_config) for n in calls},
     }
 
 
-def _row(scheduler: Any, calls: int, spacing: Sequence[float] | None) -> dict[str, list[Any]]:
-    """The numbers of a loop of so many calls, at the places that the pipeline's call has by `logsnr_spacing`."""
+def _row(scheduler: Any, calls: int, config: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The numbers of a loop of so many calls, at the places that the pipeline's call has by the generation config."""
     from diffusers import DPMSolverMultistepScheduler
 
-    from video_diffusion.model.inputs import spaced_timesteps
+    from video_diffusion.model.inputs import usual_timesteps
 
     if scheduler.config.deterministic:
         scale = scheduler.config.num_train_timesteps
-        places = None if spacing is None else spaced_timesteps(scheduler, calls, *spacing)
-        timesteps = places or [scale * (1 - i / calls) for i in range(calls)]  # k/n: where its network was trained
+        timesteps = usual_timesteps(config, scheduler, calls)
+        timesteps = timesteps or [scale * (1 - i / calls) for i in range(calls)]  # k/n: where its network was trained
         half = [scheduler.logsnr(torch.tensor(t / scale, dtype=torch.float64)).item() / 2 for t in timesteps]
     else:
         solver: Any = scheduler.as_diffusers(DPMSolverMultistepScheduler)
-        places = None if spacing is None else spaced_timesteps(solver, calls, *spacing)
+        places = usual_timesteps(config, solver, calls)
         solver.set_timesteps(calls if places is None else None, timesteps=places)
         half = [-math.log(s) for s in solver.sigmas.tolist()[:-1]]  # σ/α, as diffusers keeps them
         timesteps = solver.timesteps.tolist()

@@ -27,6 +27,7 @@ PIL_MODES = {1: "L", 3: "RGB"}
 FLOATS = (np.float16, np.float32, np.float64)
 WRONG_OPTIONS = ("use_beta_sigmas", "use_flow_sigmas", "rescale_betas_zero_snr")  # of any stock scheduler
 NO_TIMESTEPS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+FIRST = 1 / 8  # the quantile of the first of few spaced steps
 DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 1.0, "history_guidance_scale": 1.0}
 LIMITS = {  # beyond these a number is a slip; without them the call would run out of memory or never end
     "num_inference_steps": 10_000,
@@ -260,8 +261,25 @@ def resolve_steps(
         return len(chosen), chosen
     count = config.get("num_inference_steps", DEFAULTS["num_inference_steps"]) if count is None else count
     check_integers(num_inference_steps=count)
-    spacing = None if noise_pyramid else config.get("logsnr_spacing")
-    return int(count), None if spacing is None else spaced_timesteps(scheduler, int(count), *spacing)
+    return int(count), None if noise_pyramid else usual_timesteps(config, scheduler, int(count))
+
+
+def usual_timesteps(config: Mapping[str, Any], scheduler: Any, count: int) -> list[float] | None:
+    """The places of n steps by a generation config: its `timesteps`, if they are n, or its `logsnr_spacing`.
+
+    Args:
+        config: the generation config.
+        scheduler: what they are for.
+        count: n.
+
+    Returns:
+        n falling timesteps, or None: the scheduler places them.
+    """
+    own = config.get("timesteps", [])
+    if len(own) == count and hasattr(scheduler, "as_diffusers"):
+        return [float(timestep) for timestep in own]
+    spacing = config.get("logsnr_spacing")
+    return None if spacing is None else spaced_timesteps(scheduler, count, *spacing)
 
 
 def read_timesteps(scheduler: Any, timesteps: Any) -> list[float]:
@@ -275,19 +293,15 @@ def read_timesteps(scheduler: Any, timesteps: Any) -> list[float]:
             f"`timesteps` is {shown(timesteps)}, expected None: the scheduler, a {type(scheduler).__name__}, "
             "places its steps itself."
         )
-    try:
-        values = np.asarray(timesteps.cpu() if isinstance(timesteps, Tensor) else timesteps, dtype=np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    own = hasattr(scheduler, "as_diffusers")
-    scale = scheduler.config.num_train_timesteps
-    least, most, kind = (0.0, scale, "numbers") if own else (0.5, scale - 1, "whole numbers")
-    inside = values.ndim == 1 and len(values) and (values > least).all() and (values <= most).all()
-    if not inside or not (np.diff(values) < 0).all() or not (own or (values % 1 == 0).all()):
-        ends = f"from at most {most} to above 0"
-        raise ValueError(f"`timesteps` is {shown(timesteps)}, expected {kind} that fall, {ends}.")
-    check_integers(num_inference_steps=len(values))
-    return [float(value) if own else int(value) for value in values]
+    own, scale = hasattr(scheduler, "as_diffusers"), scheduler.config.num_train_timesteps
+    if own:
+        values = check_falling(timesteps, 0.0, scale, f"numbers that fall, from at most {scale} to above 0")
+        return [float(value) for value in values]
+    expected = f"whole numbers that fall, from at most {scale - 1} to above 0"
+    values = check_falling(timesteps, 0.5, scale - 1, expected)
+    if (values % 1 != 0).any():
+        raise ValueError(f"`timesteps` is {shown(timesteps)}, expected {expected}.")
+    return [int(value) for value in values]
 
 
 def takes_timesteps(scheduler: Any) -> bool:
@@ -300,7 +314,8 @@ def spaced_timesteps(scheduler: Any, count: int, mean: float, std: float) -> lis
     """Timesteps at the quantiles (i + ½)/n of a normal distribution of log-SNR, from noise to data.
 
     A network learns most about a clip in a range of noise levels; there the steps belong. Evenly in t, as schedulers
-    place them, half of few steps stand in pure noise. The last step goes from the last of them to the data.
+    place them, half of few steps stand in pure noise. The first is at most at the quantile 1/8, because it gets pure
+    noise. The last step leads to the data.
 
     Args:
         scheduler: ours, or one of diffusers on a variance-preserving schedule.
@@ -315,7 +330,8 @@ def spaced_timesteps(scheduler: Any, count: int, mean: float, std: float) -> lis
     if not takes_timesteps(scheduler):
         return None
     normal, scale = NormalDist(mean, std), scheduler.config.num_train_timesteps
-    wanted = torch.tensor([normal.inv_cdf((i + 0.5) / count) for i in range(count)], dtype=torch.float64)
+    shares = [min(0.5 / count, FIRST), *((i + 0.5) / count for i in range(1, count))]
+    wanted = torch.tensor([normal.inv_cdf(share) for share in shares], dtype=torch.float64)
     if hasattr(scheduler, "as_diffusers"):
         found = scheduler.time(wanted).clamp(0, 1) * scale
     elif "alphas_cumprod" in vars(scheduler):
@@ -391,11 +407,12 @@ def check_generation_config(config: Any) -> dict[str, Any]:
     """The defaults of a pipeline's call and of its sampler.
 
     Args:
-        config: flat, with some of `sampler` (a name), `num_inference_steps`, `guidance_scale` and
-            `history_guidance_scale` (as in the pipeline's call), `logsnr_spacing` (mean and standard deviation of the
-            log-SNR at the steps, see `spaced_timesteps`; without it the scheduler's own places), and `example_prompts`
-            (a list of texts that the model knows well, for a caller who has none; the pipeline's call does not use
-            them).
+        config: flat, with some of
+            `sampler`: a name;
+            `num_inference_steps`, `guidance_scale`, `history_guidance_scale`: as in the pipeline's call;
+            `logsnr_spacing`: mean and standard deviation of the log-SNR at the steps, see `spaced_timesteps`;
+            `timesteps`: those that a model was distilled for, for a call with as many by a `VPContinuousScheduler`;
+            `example_prompts`: a list of texts that the model knows well, for a caller who has none.
 
     Returns:
         a copy.
@@ -403,7 +420,7 @@ def check_generation_config(config: Any) -> dict[str, Any]:
     Raises:
         ValueError: where it is no dict, or a key or a value is not one of these.
     """
-    known = ("sampler", "logsnr_spacing", "example_prompts", *DEFAULTS)
+    known = ("sampler", "logsnr_spacing", "timesteps", "example_prompts", *DEFAULTS)
     if not isinstance(config, Mapping):
         raise ValueError(f"`generation_config` is {config!r}, expected a dict of some of {known}.")
     if unknown := sorted(str(key) for key in config if key not in known):
@@ -417,6 +434,8 @@ def check_generation_config(config: Any) -> dict[str, Any]:
         check_integers(num_inference_steps=config["num_inference_steps"])
     if "logsnr_spacing" in config:
         check_spacing(config["logsnr_spacing"])
+    if "timesteps" in config:
+        check_falling(config["timesteps"], 0.0, math.inf, "numbers that fall, to above 0")
     if "guidance_scale" in config:
         check_guidance_number(config["guidance_scale"])
     if "history_guidance_scale" in config:
@@ -447,6 +466,24 @@ def check_spacing(value: Any) -> None:
         raise ValueError(f"`logsnr_spacing` is {shown(value)}, expected two numbers: mean and standard deviation.")
     if not value[1] > 0:
         raise ValueError(f"`logsnr_spacing` is {shown(value)}, expected a positive standard deviation.")
+
+
+def check_falling(timesteps: Any, above: float, most: float, expected: str) -> np.ndarray:
+    """Timesteps as an array `[n]`, float64.
+
+    Raises:
+        ValueError: where they are no numbers that fall from at most `most` to above `above`.
+    """
+    try:
+        values = np.asarray(timesteps.cpu() if isinstance(timesteps, Tensor) else timesteps, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    inside = values.ndim == 1 and len(values) > 0 and np.isfinite(values).all()
+    inside = inside and (values > above).all() and (values <= most).all()
+    if not inside or not (np.diff(values) < 0).all():
+        raise ValueError(f"`timesteps` is {shown(timesteps)}, expected {expected}.")
+    check_integers(num_inference_steps=len(values))
+    return values
 
 
 def check_guidance_number(value: Any) -> None:
