@@ -18,6 +18,7 @@ from tiny_training import scalars
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main as video_diffusion_command
 from video_diffusion.model.guidance import guidance_embedding
+from video_diffusion.model.inputs import spaced_timesteps
 from video_diffusion.training import command
 from video_diffusion.training.distillation import (
     Distillation,
@@ -28,8 +29,10 @@ from video_diffusion.training.distillation import (
     halvings,
     measure,
     parse_distillation,
+    step_nodes,
     step_times,
     student_of,
+    times_at,
 )
 from video_diffusion.training.objective import Draw
 
@@ -67,12 +70,18 @@ def exact(scheduler):
     return predict
 
 
-def exact_student(scheduler, calls):
+EVENLY = torch.tensor([0.0, 1.0], dtype=torch.float64)
+SPACED = step_nodes(scheduler_of(), {"logsnr_spacing": [-3.0, 2.0]}, 4, True)
+
+
+def exact_student(scheduler, calls, nodes=EVENLY):
     """The network whose one step is two of the exact denoiser's, by `double_step`, as an own-output function."""
+    starts = times_at(torch.arange(1, calls + 1).double() / calls, nodes)
     teacher = exact(scheduler)
 
     def predict(sample, timestep, **_):
-        times = tuple(1000 * time for time in step_times(timestep / 1000 - 1e-9, calls))
+        number = torch.searchsorted(starts, timestep.double() / 1000 - 1e-6) + 1
+        times = tuple(1000 * time for time in step_times(number / calls, calls, nodes))
 
         def original(z, time):
             return scheduler.predict_original(teacher(z, time), time, z)
@@ -90,17 +99,17 @@ def drawn(t, *shape, given=()):
 
 # ---------------------------------------------------------------------------------------------------------- the target
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("calls", [1, 2, 8])
-def test_the_exact_student_has_no_loss_and_any_other_has(prediction_type, calls):
+@pytest.mark.parametrize(("calls", "nodes"), [(1, EVENLY), (2, EVENLY), (8, EVENLY), (2, SPACED), (8, SPACED)])
+def test_the_exact_student_has_no_loss_and_any_other_has(prediction_type, calls, nodes):
     scheduler, shape = scheduler_of(prediction_type), (4, 1, 2, 3, 3)
     x, step = noise(*shape), drawn([0.1, 0.3, 0.7, 1.0], *shape)
 
     def loss(student):
         return distillation_loss(
-            Model(student), Model(exact(scheduler)), scheduler, x, step, calls, "v_prediction", Told(), 1
+            Model(student), Model(exact(scheduler)), scheduler, x, step, calls, nodes, "v_prediction", Told(), 1
         )
 
-    best = loss(exact_student(scheduler, calls))
+    best = loss(exact_student(scheduler, calls, nodes))
     assert max(value.max() for value in best) < 1e-12
     other = loss(exact(scheduler))  # one step of the teacher is not two
     assert min(value.min() for value in other) > 1e-8
@@ -138,7 +147,7 @@ def test_two_steps_of_the_sampler_with_the_teacher_lead_where_one_step_with_the_
 
 
 def test_the_times_of_a_step_are_those_of_the_sampler():
-    t, m, s = step_times(torch.tensor([1e-6, 0.25, 0.2500001, 0.6, 1.0]), 4)
+    t, m, s = step_times(torch.tensor([1e-6, 0.25, 0.2500001, 0.6, 1.0]), 4, EVENLY)
     assert t.tolist() == [0.25, 0.25, 0.5, 0.75, 1.0]
     assert m.tolist() == [0.125, 0.125, 0.375, 0.625, 0.875]
     assert s.tolist() == [0.0, 0.0, 0.25, 0.5, 0.75]
@@ -147,11 +156,32 @@ def test_the_times_of_a_step_are_those_of_the_sampler():
     assert set((1000 * t).tolist()) == set(scheduler.timesteps.tolist())
 
 
+def test_spaced_times_are_those_of_the_last_student_and_every_stage_has_them_among_its_own():
+    scheduler = scheduler_of()
+    placed = [place / 1000 for place in spaced_timesteps(scheduler, 4, -3.0, 2.0)]
+    t, m, s = step_times(torch.tensor([0.25, 0.5, 0.75, 1.0]), 4, SPACED)
+    assert t.tolist() == pytest.approx([*reversed(placed)])
+    assert s.tolist() == pytest.approx([0.0, *reversed(placed[1:])])
+    assert m.tolist() == pytest.approx(((t + s) / 2).tolist())
+    of_8 = step_times(torch.arange(1, 9) / 8, 8, SPACED)
+    assert of_8[0][1::2].tolist() == pytest.approx(t.tolist())
+    assert of_8[0][::2].tolist() == pytest.approx(m.tolist())
+
+
+def test_a_distilled_teachers_times_stay():
+    config = {"timesteps": [960.0, 700.0, 300.0, 100.0], "logsnr_spacing": [-3.0, 2.0]}
+    for spaced in (True, False):
+        nodes = step_nodes(scheduler_of(), config, 2, spaced)
+        assert nodes.tolist() == pytest.approx([0, 0.1, 0.3, 0.7, 0.96])
+        assert step_times(torch.tensor([0.5, 1.0]), 2, nodes)[0].tolist() == pytest.approx([0.3, 0.96])
+    assert step_nodes(scheduler_of(), {"logsnr_spacing": [-3.0, 2.0]}, 2, False).tolist() == [0, 0.5, 1]
+
+
 def test_given_frames_are_seen_clean_at_both_of_the_teachers_steps_and_are_not_learned():
     scheduler, shape = scheduler_of(), (1, 1, 3, 2, 2)
     x, teacher, student = noise(*shape), Model(lambda z, t, **_: z[:, :1]), Model(lambda z, t, **_: z[:, :1])
     loss, _ = distillation_loss(
-        student, teacher, scheduler, x, drawn([1.0], *shape, given=[0, 2]), 2, "sample", Told(), 3
+        student, teacher, scheduler, x, drawn([1.0], *shape, given=[0, 2]), 2, EVENLY, "sample", Told(), 3
     )
     assert [float(t) for _, t, _ in (*teacher.calls, *student.calls)] == [1000.0, 750.0, 1000.0]
     for z, _, _ in (*teacher.calls, *student.calls):
@@ -159,7 +189,7 @@ def test_given_frames_are_seen_clean_at_both_of_the_teachers_steps_and_are_not_l
         assert torch.equal(z[:, 2, :, 0, 0], torch.tensor([[1.0, 0.0, 1.0]]).double())
     spoiled = Model(lambda z, t, **_: z[:, :1] + torch.tensor([9.0, 0, 9]).reshape(1, 1, 3, 1, 1))
     again, _ = distillation_loss(
-        spoiled, teacher, scheduler, x, drawn([1.0], *shape, given=[0, 2]), 2, "sample", Told(), 3
+        spoiled, teacher, scheduler, x, drawn([1.0], *shape, given=[0, 2]), 2, EVENLY, "sample", Told(), 3
     )
     torch.testing.assert_close(again, loss)
 
@@ -173,7 +203,7 @@ def test_the_first_teacher_is_guided_at_the_scale_of_each_clip():
     scale = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     told = Told({"scale": scale}, {"side": 0.3}, {"side": 0.1}, scale)
     step = drawn([0.5, 0.5, 0.5], *shape)
-    loss, error = distillation_loss(student, teacher, scheduler, noise(*shape), step, 2, "sample", told, 1)
+    loss, error = distillation_loss(student, teacher, scheduler, noise(*shape), step, 2, EVENLY, "sample", told, 1)
     expected = (0.1 + scale * 0.2) ** 2
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(error, expected)
@@ -185,7 +215,7 @@ def test_the_target_is_clipped_as_the_sampler_clips():
     teacher = Model(lambda z, t, **_: torch.full_like(z, 7.0))
     student = Model(lambda z, t, **_: torch.zeros_like(z))
     loss, _ = distillation_loss(
-        student, teacher, scheduler, noise(*shape), drawn([0.5], *shape), 2, "sample", Told(), 1
+        student, teacher, scheduler, noise(*shape), drawn([0.5], *shape), 2, EVENLY, "sample", Told(), 1
     )
     torch.testing.assert_close(loss, torch.ones(1).double())
 
@@ -196,7 +226,7 @@ def test_only_the_student_gets_gradients():
     step = drawn([0.5, 1.0], *shape)
     step = Draw(step.t, step.noise.float(), step.frame_mask)
     loss, error = distillation_loss(
-        student, teacher, scheduler, noise(*shape).float(), step, 2, "v_prediction", Told(), 1
+        student, teacher, scheduler, noise(*shape).float(), step, 2, EVENLY, "v_prediction", Told(), 1
     )
     assert not error.requires_grad
     loss.mean().backward()
@@ -295,6 +325,22 @@ def test_each_stage_leaves_a_pipeline_that_samples_with_its_calls(distilled, ref
     assert student["time_embedding.cond_proj.weight"].abs().max() > 0  # it has learned to read the scale
     encoders = (load_file(folder / "text_encoder" / "model.safetensors") for folder in (reference, distilled))
     assert all(torch.equal(*pair) for pair in zip(*(encoder.values() for encoder in encoders), strict=True))
+
+
+def test_students_of_a_teacher_with_spaced_steps_sample_at_theirs(digits, reference, tmp_path):
+    teacher = VideoDiffusionPipeline.from_pretrained(reference)
+    teacher.generation_config = {"logsnr_spacing": [-3.0, 2.0]}
+    teacher.save_pretrained(tmp_path / "teacher")
+    assert distil(digits, tmp_path / "teacher", tmp_path / "run", "--student_calls", 2, "--max_steps", 1) == 0
+    pipe = VideoDiffusionPipeline.from_pretrained(tmp_path / "run")
+    pipe.set_progress_bar_config(disable=True)
+    placed = spaced_timesteps(pipe.scheduler, 2, -3.0, 2.0)
+    assert pipe.generation_config["timesteps"] == pytest.approx(placed)
+    for steps, expected in ((None, placed), (4, [1000.0, 750.0, 500.0, 250.0])):
+        seen = []
+        pipe.unet.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(float(args[1].flatten()[0])))
+        pipe(num_inference_steps=steps, num_frames=2, output_type="latent")
+        assert seen == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_that_was_stopped_in_any_stage_goes_on_bit_for_bit(digits, reference, distilled, tmp_path, capsys):

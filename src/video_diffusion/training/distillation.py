@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.model.guidance import guidance_embedding, has_frame_times, model_input, reads_guidance
+from video_diffusion.model.inputs import spaced_timesteps
 from video_diffusion.model.scheduler import PREDICTION_TYPES, prediction_loss_weight
 from video_diffusion.training.arguments import (
     CURVES,
@@ -29,7 +30,7 @@ from video_diffusion.training.arguments import (
 )
 from video_diffusion.training.batches import Batch
 from video_diffusion.training.checkpoints import save_pipeline
-from video_diffusion.training.fields import argument, group, one_of, or_none, real, text, two, whole
+from video_diffusion.training.fields import argument, group, one_of, or_none, real, switch, text, two, whole
 from video_diffusion.training.objective import Draw, joint_attention_mask, mean_over_generated
 from video_diffusion.training.pretrained import ARGUMENT, described, open_pipeline
 from video_diffusion.training.run import Run
@@ -56,6 +57,13 @@ class DistillArguments(TrainArguments):
     ema_decay: float = argument(0.995, "Decay of the averaged weights.", real(0, below=1), "applies")
     teacher_calls: int = argument(16, "Network calls of the first teacher.", whole(2, 2**14), "agrees")
     student_calls: int = argument(1, "Network calls of the last student.", whole(1, 2**13), "agrees")
+    spaced: bool = argument(
+        True,
+        "Place the steps where the teacher's `logsnr_spacing` puts those of the last student; without it, or if "
+        "False, evenly in t. Those of a distilled teacher stay.",
+        switch(),
+        "agrees",
+    )
     guidance_range: list[float] | None = argument(
         None,
         "Least and greatest scale of guidance by text that the students read; both 1: their guidance stays outside; "
@@ -136,10 +144,45 @@ class Told:
     scale: Tensor | None = None
 
 
-def step_times(t: Tensor, calls: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Start, middle and end of that step of a sampler of so many calls in which each t in (0, 1] lies; float64."""
-    number = (t.double() * calls).ceil().clamp(1, calls)
-    return number / calls, (number - 0.5) / calls, (number - 1) / calls
+def step_nodes(scheduler: VPContinuousScheduler, config: Mapping[str, Any], calls: int, spaced: bool) -> Tensor:
+    """Times through which those of every stage go, rising from 0 to that of the first step; float64 `[n + 1]`.
+
+    They are those of a teacher that was distilled itself, or those of the last student.
+
+    Args:
+        scheduler: of both.
+        config: the teacher's generation config.
+        calls: of the last student.
+        spaced: whether the config's `logsnr_spacing` places them, see `spaced_timesteps`; else they are evenly in t.
+    """
+    spacing = config.get("logsnr_spacing") if spaced else None
+    places = config.get("timesteps") or (spacing and spaced_timesteps(scheduler, calls, *spacing))
+    if not places:
+        return torch.linspace(0, 1, calls + 1, dtype=torch.float64)
+    return torch.tensor([0.0, *reversed(places)], dtype=torch.float64) / scheduler.config.num_train_timesteps
+
+
+def times_at(share: Tensor, nodes: Tensor) -> Tensor:
+    """The times at these shares of the steps, 0 to 1: on straight lines through the nodes; float64.
+
+    So the times of a student are among those of its teacher, which has twice its calls.
+    """
+    position = share.double() * (len(nodes) - 1)
+    before = position.long().clamp(0, len(nodes) - 2)
+    return torch.lerp(nodes.to(share.device)[before], nodes.to(share.device)[before + 1], position - before)
+
+
+def step_times(share: Tensor, calls: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Start, middle and end of that step of a sampler of so many calls in which each share in (0, 1] lies; float64.
+
+    Args:
+        share: of the sampler's steps, counted from the end; evenly in t it is the time itself.
+        calls: of the sampler.
+        nodes: see `step_nodes`.
+    """
+    number = (share.double() * calls).ceil().clamp(1, calls)
+    start, middle, end = (times_at(place / calls, nodes) for place in (number, number - 0.5, number - 1))
+    return start, middle, end
 
 
 def double_step(
@@ -169,6 +212,7 @@ def distillation_loss(
     x: Tensor,
     noise: Draw,
     calls: int,
+    nodes: Tensor,
     weighting: str,
     told: Told,
     in_channels: int,
@@ -180,8 +224,9 @@ def distillation_loss(
         teacher: likewise.
         scheduler: of both.
         x: clean clips `[B, C, F, H, W]` in [-1, 1].
-        noise: the step's draw for these clips; its times are moved up to the next of the student's.
+        noise: the step's draw for these clips; its times choose the student's steps.
         calls: of the student.
+        nodes: see `step_nodes`.
         weighting: see `video_diffusion.model.scheduler.log_loss_weight`.
         told: the conditions of both.
         in_channels: of both.
@@ -192,7 +237,7 @@ def distillation_loss(
     """
     if in_channels == x.shape[1]:
         noise = replace(noise, frame_mask=torch.zeros_like(noise.frame_mask))
-    times = step_times(noise.t, calls)
+    times = step_times(noise.t, calls, nodes)
     t, m, s = (time * scheduler.config.num_train_timesteps for time in times)
     z_t = scheduler.add_noise(x, noise.noise, t)
 
@@ -307,7 +352,8 @@ class Distillation(Run):
         calls = halvings(args.teacher_calls, args.student_calls)
         self.num_stages = len(calls)
         self.source = open_teacher(args.pretrained_model_name_or_path)
-        self.source.generation_config.pop("logsnr_spacing", None)  # its steps are evenly in t, as the student's
+        config = self.source.generation_config
+        self.nodes = step_nodes(self.source.scheduler, config, args.student_calls, args.spaced)
         self.scales = self._scales(args.guidance_range)
         super().__init__(arguments)
         teacher: Any = self.source.unet.to(self.accelerator.device).eval().requires_grad_(False)
@@ -351,6 +397,11 @@ class Distillation(Run):
         """Of this stage's student."""
         return self.stages.calls[self.stages.index]
 
+    def timesteps(self, calls: int) -> list[float]:
+        """Those of a sampler of so many calls, from noise to data."""
+        shares = torch.arange(calls, 0, -1, dtype=torch.float64) / calls
+        return (times_at(shares, self.nodes) * self.scheduler.config.num_train_timesteps).tolist()
+
     def loss(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         """The loss and the error against the teacher in pass `index`, each averaged over this process's clips."""
         x, noise = self.drawn(batch, index)
@@ -367,6 +418,7 @@ class Distillation(Run):
             x,
             noise,
             self.calls,
+            self.nodes,
             self.args.weighting,
             told,
             self.denoiser.config.in_channels,
@@ -434,6 +486,8 @@ class Distillation(Run):
         own, teachers = (one.generation_config.get("example_prompts") for one in (pipe, self.source))
         prompts = {"example_prompts": own or teachers} if own or teachers else {}
         pipe.generation_config = {"num_inference_steps": self.calls, **prompts}
+        if not torch.equal(self.nodes, torch.linspace(0, 1, len(self.nodes), dtype=torch.float64)):
+            pipe.generation_config["timesteps"] = self.timesteps(self.calls)
         scale = self.source.generation_config.get("guidance_scale")
         if scale is not None:
             low, high = self.scales or (scale, scale)
@@ -458,15 +512,15 @@ def measure(run: Distillation) -> dict[str, float]:
             continue
         for steps in (run.args.teacher_calls, calls):
             if (task, steps) not in run.reference:
-                run.reference[task, steps] = samples(run.source, clips, given, steps)
-        made = {"": samples(student, clips, given, calls), "_of_teacher": run.reference[task, calls]}
+                run.reference[task, steps] = samples(run.source, clips, given, run.timesteps(steps))
+        made = {"": samples(student, clips, given, run.timesteps(calls)), "_of_teacher": run.reference[task, calls]}
         for name, frames in made.items():
             errors = (frames - run.reference[task, run.args.teacher_calls]).square().sum((2, 3, 4))
             values[f"validation/{task}_in_{calls}{name}"] = errors.mean().item()
     return values
 
 
-def samples(pipe: VideoDiffusionPipeline, clips: Tensor, given: int, steps: int) -> Tensor:
+def samples(pipe: VideoDiffusionPipeline, clips: Tensor, given: int, timesteps: list[float]) -> Tensor:
     """What a pipeline makes after the first `given` frames of uint8 clips `[B, F, C, H, W]`, `[B, F − given, …]`."""
     made = []
     for start in range(0, len(clips), 16):
@@ -477,7 +531,7 @@ def samples(pipe: VideoDiffusionPipeline, clips: Tensor, given: int, steps: int)
             height=part.shape[3],
             width=part.shape[4],
             num_videos_per_prompt=1 if given else len(part),
-            num_inference_steps=steps,
+            timesteps=timesteps,
             guidance_scale=1.0,
             history_guidance_scale=1.0,
             output_type="pt",
