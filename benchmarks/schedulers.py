@@ -49,8 +49,8 @@ and at most 0.02 at 100. Whatever does not work is refused with the reason, by `
 PLACES = """
 ## Where the steps stand
 
-A scheduler places its steps evenly in t. The noise levels at which a network decides what a clip shows are a part of
-this range, so that of few steps half stand in noise from which nothing can be read. A call can place them itself:
+A scheduler places its steps evenly in t. But a network decides what a clip shows in a narrow range of noise levels,
+and of few steps next to none stand there. A call can place them itself:
 
 ```python
 pipe(timesteps=[950, 880, 760, 510])  # in the place of num_inference_steps=4; the last step goes from 510 to 0

@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     unet = tiny_denoiser(**SMALLEST | {"block_out_channels": (8,), "temporal_attention": False})
     pipeline = VideoDiffusionPipeline(unet, VPContinuousScheduler())
     pipeline.generation_config = {"sampler": "ddim", "num_inference_steps": 4, "example_prompts": ["a 3"]}
+    pipeline.generation_config |= {"logsnr_spacing": [-3.5, 2.5], "timesteps": [900.0, 500.0, 200.0, 50.0]}
     out = export_folder(pipeline, tmp_path_factory.mktemp("fuzz") / "tiny")
     (out / MANIFEST).unlink()  # it would say of each case that a file was changed
     return out

@@ -106,6 +106,12 @@ def test_a_stream_has_them():
         (None, [500, float("nan")], "expected numbers that fall"),
         (None, [[500, 300]], "expected numbers that fall"),
         (None, "fast", "`timesteps` is 'fast', expected numbers that fall"),
+        (None, ["900", "400"], "expected numbers that fall"),
+        (None, [True, False], "expected numbers that fall"),
+        (None, [900, [400]], "expected numbers that fall"),
+        (None, {900, 400}, "expected numbers that fall"),
+        (None, torch.zeros(2, device="meta"), "expected numbers that fall"),
+        (None, np.linspace(1000, 1, 10_001), "`num_inference_steps` is 10001, expected at most 10000"),
         (None, 500, "`timesteps` is 500, expected numbers that fall"),
         (DPMSolverMultistepScheduler, [1000, 500], "expected whole numbers that fall, from at most 999 to above 0"),
         (DPMSolverMultistepScheduler, [900, 400.5], "expected whole numbers that fall"),
@@ -200,8 +206,31 @@ def test_the_spacing_is_saved_and_loaded(tmp_path):
     ],
 )
 def test_what_is_no_spacing_is_refused(tmp_path, spacing, message):
+    pipeline = make_pipeline(logsnr_spacing=spacing)
     with pytest.raises(ValueError, match=message):
-        make_pipeline(logsnr_spacing=spacing).save_pretrained(tmp_path)
+        pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        pipeline(num_inference_steps=2)
+
+
+# ------------------------------------------------------------------------------------------ those of a distilled model
+def test_a_call_of_as_many_steps_takes_the_timesteps_of_the_generation_config(tmp_path):
+    pipeline = make_pipeline(num_inference_steps=3, timesteps=[950.5, 800, 300])
+    pipeline.save_pretrained(tmp_path)
+    loaded = VideoDiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert run(loaded)[1] == [950.5, 800, 300]
+    assert run(loaded, num_inference_steps=2)[1] == [1000, 500]
+    loaded.scheduler = loaded.scheduler.as_diffusers(DPMSolverMultistepScheduler)
+    assert run(loaded)[1] == run(make_pipeline(DPMSolverMultistepScheduler), num_inference_steps=3)[1]
+
+
+@pytest.mark.parametrize("timesteps", [[], [300, 800], [300.0, 0.0], "fast", [[3]], None, [float("inf"), 3]])
+def test_what_are_no_timesteps_of_a_generation_config_is_refused(tmp_path, timesteps):
+    pipeline = make_pipeline(timesteps=timesteps)
+    for use in (lambda: pipeline.save_pretrained(tmp_path), lambda: pipeline(num_inference_steps=2)):
+        with pytest.raises(ValueError, match=r"`timesteps` is .*, expected numbers that fall, to above 0"):
+            use()
 
 
 # -------------------------------------------------------------------------------------------------- with stock solvers

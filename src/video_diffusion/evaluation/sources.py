@@ -112,9 +112,7 @@ class PipelineSource(Source):
         self.settings = {
             "sampler": sampler,
             "scheduler": type(scheduler).__name__,
-            "gamma": scheduler.config.get("gamma")
-            if sampler == OWN_SAMPLER
-            else None,  # others keep ours in their config
+            "gamma": scheduler.config.get("gamma") if sampler == OWN_SAMPLER else None,
             "steps": steps,
             "seed": seed,
             "dtype": str(pipeline.unet.dtype).removeprefix("torch."),

@@ -274,12 +274,18 @@ def usual_timesteps(config: Mapping[str, Any], scheduler: Any, count: int) -> li
 
     Returns:
         n falling timesteps, or None: the scheduler places them.
+
+    Raises:
+        ValueError: where the config's values are none.
     """
-    own = config.get("timesteps", [])
-    if len(own) == count and hasattr(scheduler, "as_diffusers"):
-        return [float(timestep) for timestep in own]
-    spacing = config.get("logsnr_spacing")
-    return None if spacing is None else spaced_timesteps(scheduler, count, *spacing)
+    if "timesteps" in config and hasattr(scheduler, "as_diffusers"):
+        own = check_falling(config["timesteps"], 0.0, math.inf, "numbers that fall, to above 0")
+        if len(own) == count:
+            return read_timesteps(scheduler, own)
+    if "logsnr_spacing" not in config:
+        return None
+    check_spacing(config["logsnr_spacing"])
+    return spaced_timesteps(scheduler, count, *config["logsnr_spacing"])
 
 
 def read_timesteps(scheduler: Any, timesteps: Any) -> list[float]:
@@ -313,9 +319,9 @@ def takes_timesteps(scheduler: Any) -> bool:
 def spaced_timesteps(scheduler: Any, count: int, mean: float, std: float) -> list[float] | None:
     """Timesteps at the quantiles (i + ½)/n of a normal distribution of log-SNR, from noise to data.
 
-    A network learns most about a clip in a range of noise levels; there the steps belong. Evenly in t, as schedulers
-    place them, half of few steps stand in pure noise. The first is at most at the quantile 1/8, because it gets pure
-    noise. The last step leads to the data.
+    A network decides what a clip shows in a range of noise levels; there the steps belong. Evenly in t, as schedulers
+    place them, few stand there. The first is at most at the quantile 1/8, because it gets pure noise. The last step
+    leads to the data.
 
     Args:
         scheduler: ours, or one of diffusers on a variance-preserving schedule.
@@ -475,11 +481,12 @@ def check_falling(timesteps: Any, above: float, most: float, expected: str) -> n
         ValueError: where they are no numbers that fall from at most `most` to above `above`.
     """
     try:
-        values = np.asarray(timesteps.cpu() if isinstance(timesteps, Tensor) else timesteps, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        values = np.empty(0)
-    inside = values.ndim == 1 and len(values) > 0 and np.isfinite(values).all()
-    inside = inside and (values > above).all() and (values <= most).all()
+        count = min(len(timesteps), LIMITS["num_inference_steps"] + 1)
+        found = np.asarray((timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps)[:count])
+    except (KeyError, OverflowError, TypeError, ValueError, RuntimeError):  # no list, a ragged one, without values
+        found = np.empty(0)
+    values = found.astype(np.float64) if found.dtype.kind in "iuf" and found.ndim == 1 else np.empty(0)
+    inside = len(values) and np.isfinite(values).all() and (values > above).all() and (values <= most).all()
     if not inside or not (np.diff(values) < 0).all():
         raise ValueError(f"`timesteps` is {shown(timesteps)}, expected {expected}.")
     check_integers(num_inference_steps=len(values))
