@@ -101,7 +101,7 @@ async function download(name) {
  */
 async function make({ frames, given, places = [], calls, seed = 0, noise, prompt = '', follow = 1 }) {
   const begin = performance.now()
-  const row = model.steps[calls]
+  const row = (places.length ? undefined : model.free_steps?.[calls]) ?? model.steps[calls]
   if (!row) throw new Error(`The model has no ${calls} steps, expected one of ${Object.keys(model.steps)}.`)
   const shape = shapeOf(frames)
   const known = spread(given, places, shape)

@@ -102,10 +102,12 @@ def test_steps_that_the_model_places_are_in_the_settings(pipeline, solver, told)
     for config in ({}, {"logsnr_spacing": [-3.0, 2.5]}):
         other.generation_config = config
         source = PipelineSource(other, {}, steps=3)
-        made.append(source.clips([0], truth[:, :5], 1, [10])[10])
+        made.append([source.clips([0], truth[:, :given], 1, [10])[10] for given in (0, 5)])
         assert source.settings.get("logsnr_spacing") == (config.get("logsnr_spacing") if told else None)
         assert source.cost(5, [10])["network_calls_per_clip"] == {"10": 3}
-    assert np.array_equal(*made) != told
+    (usual, usual_told), (spaced, spaced_told) = made
+    assert np.array_equal(usual, spaced) != told
+    assert np.array_equal(usual_told, spaced_told)
 
 
 @pytest.mark.parametrize(("solver", "sampler", "gamma"), [(None, "ancestral", 0.3), (DDIMScheduler, "ddim", None)])

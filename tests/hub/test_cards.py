@@ -218,13 +218,15 @@ def test_a_model_of_own_videos_says_so_and_not_where_they_lay(folder):
 
 
 def test_steps_that_the_model_places_are_in_the_card(measured):
-    sentence, row = "steps at a log-SNR of -3.5 ± 2.5", "| steps of the sampler | at a log-SNR of -3.5 ± 2.5 ("
+    sentence = "steps at a log-SNR of -3.5 ± 2.5 where nothing is given"
+    row = "| steps of the sampler | at a log-SNR of -3.5 ± 2.5 where no frames are given ("
     card = build_card(measured, "alice/digits")
     assert sentence not in card
     assert row not in card
     (measured / "generation_config.json").write_text(json.dumps({"logsnr_spacing": [-3.5, 2.5]}))
     report = make_report()
     report["sampling"]["logsnr_spacing"] = [-3.5, 2.5]
+    assert sentence not in markdown(report | {"windows": {"10": [[5, 5]]}})
     (measured / "evaluation" / "paper.json").write_text(json.dumps(report | {"markdown": markdown(report)}))
     card = build_card(measured, "alice/digits")
     assert sentence in card

@@ -169,6 +169,25 @@ def test_a_call_takes_the_spacing_of_the_generation_config(solver):
     assert run(spaced, timesteps=[900, 400])[1] == [900, 400]  # what is asked for comes first
 
 
+@pytest.mark.parametrize("solver", [None, DPMSolverMultistepScheduler])
+def test_where_frames_are_known_the_scheduler_places_the_steps(solver):
+    """In a call with given frames, and in the windows of a long video that go on from others."""
+    video = torch.rand(1, 2, 1, 16, 16)
+    pipeline = make_pipeline(solver, logsnr_spacing=SPACING)
+    usual, places = run(make_pipeline(solver), num_inference_steps=3, video=video)
+    given, seen = run(pipeline, num_inference_steps=3, video=video)
+    assert seen == places
+    assert torch.equal(given, usual)
+    free = run(pipeline, num_inference_steps=3)[1]
+    assert free != places
+    assert run(pipeline, num_inference_steps=3, num_frames=8, window_overlap=2)[1] == [*free, *places, *places]
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[:4] = True
+    if solver is None:
+        options = {"video": torch.rand(1, 4, 1, 16, 16), "mask_image": mask, "reconstruction_guidance_scale": 0.0}
+        assert run(pipeline, num_inference_steps=3, **options)[1] == places
+
+
 def test_a_scheduler_that_takes_no_timesteps_keeps_its_own():
     usual, places = run(make_pipeline(DDIMScheduler), num_inference_steps=3)
     spaced, seen = run(make_pipeline(DDIMScheduler, logsnr_spacing=SPACING), num_inference_steps=3)
@@ -266,12 +285,26 @@ def test_the_error_at_spaced_timesteps_sees_a_wrong_level():
 def test_the_table_of_the_page_has_the_same_timesteps(deterministic):
     scheduler = VPContinuousScheduler(prediction_type="v_prediction", deterministic=deterministic)
     pipeline = VideoDiffusionPipeline(tiny_denoiser(num_frames=4, in_channels=3), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    assert "free_steps" not in sampler_table(pipeline, (4,))
     pipeline.generation_config = {"logsnr_spacing": SPACING}
-    row = sampler_table(pipeline, (4,))["steps"]["4"]
+    table = sampler_table(pipeline, (4,))
     if not deterministic:
         pipeline.scheduler = scheduler.as_diffusers(DPMSolverMultistepScheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    assert row["timesteps"] == pytest.approx(run(pipeline, num_inference_steps=4)[1], abs=1e-3)
+    free, told = (
+        run(pipeline, num_inference_steps=4, video=video)[1] for video in (None, torch.rand(1, 1, 1, 16, 16))
+    )
+    assert table["free_steps"]["4"]["timesteps"] == pytest.approx(free, abs=1e-3)
+    assert table["steps"]["4"]["timesteps"] == pytest.approx(told, abs=1e-3)
     normal = NormalDist(*SPACING)
     half = [normal.inv_cdf((i + 0.5) / 4) / 2 for i in range(4)]
-    assert row["logsnr_half"] == [*(pytest.approx(value, abs=0.03) for value in half), None]
+    assert table["free_steps"]["4"]["logsnr_half"] == [*(pytest.approx(value, abs=0.03) for value in half), None]
+
+
+def test_the_table_of_a_distilled_model_has_its_timesteps():
+    scheduler = VPContinuousScheduler(prediction_type="v_prediction", deterministic=True)
+    pipeline = VideoDiffusionPipeline(tiny_denoiser(num_frames=4, in_channels=3), scheduler)
+    pipeline.generation_config = {"num_inference_steps": 2, "timesteps": [950.0, 400.0]}
+    table = sampler_table(pipeline, (2, 4))
+    assert [row["timesteps"] for row in table["steps"].values()] == [[950, 400], [1000, 750, 500, 250]]
+    assert "free_steps" not in table

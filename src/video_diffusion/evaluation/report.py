@@ -138,12 +138,13 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _places(sampling: Mapping[str, Any]) -> str:
-    """Where the steps stand, if the model's generation config says it."""
-    if "logsnr_spacing" not in sampling:
+def _places(report: Mapping[str, Any]) -> str:
+    """Where the steps of windows without given frames stand, if there are such and the model places them."""
+    plans = report.get("windows", {"": [[0, 0]]}).values()
+    if "logsnr_spacing" not in report["sampling"] or all(given for plan in plans for given, _ in plan):
         return ""
-    mean, std = sampling["logsnr_spacing"]
-    return f", steps at a log-SNR of {mean:g} ± {std:g}"
+    mean, std = report["sampling"]["logsnr_spacing"]
+    return f", steps at a log-SNR of {mean:g} ± {std:g} where nothing is given"
 
 
 def _remarks(report: Mapping[str, Any]) -> str:
@@ -159,7 +160,7 @@ def _remarks(report: Mapping[str, Any]) -> str:
         )
         if "history_guidance" in sampling:
             gamma += f", guidance {sampling['history_guidance']:g} on the given frames"
-        remarks.append(f"Sampler: {sampling['sampler']}{gamma}{_places(sampling)}, seed {sampling['seed']}; {calls}.")
+        remarks.append(f"Sampler: {sampling['sampler']}{gamma}{_places(report)}, seed {sampling['seed']}; {calls}.")
     if distance := to_the_limit(report):
         remarks.append(distance)
     if report["num_given"] == 0:
@@ -255,7 +256,7 @@ def _text_remarks(report: Mapping[str, Any]) -> str:
         "Where no direction was asked, a prompt does not count in the last three rows.",
         f"Reader: {100 * reader['accuracy']:.2f} % of {reader['test_digits']} MNIST test digits right, "
         f"{100 * reader['accuracy_in_classic_clips']:.1f} % of single 28×28 crops of two-digit clips.",
-        f"Sampler: {sampling['sampler']}{_places(sampling)}, seed {sampling['seed']}; "
+        f"Sampler: {sampling['sampler']}{_places(report)}, seed {sampling['seed']}; "
         f"{report['network_calls_per_clip']} steps, each of one network call at guidance 1 and of one with twice the "
         "batch beyond.",
     ]

@@ -120,10 +120,9 @@ class PipelineSource(Source):
         }
         if history_guidance != 1:
             self.settings["history_guidance"] = history_guidance
-        if (places := resolve_steps(pipeline, steps)[1]) is not None:
-            own = places == list(pipeline.generation_config.get("timesteps", []))
-            key = "timesteps" if own else "logsnr_spacing"
-            self.settings[key] = list(pipeline.generation_config[key])
+        for key, places in zip(("timesteps", "logsnr_spacing"), resolve_steps(pipeline, steps)[1:], strict=True):
+            if places is not None:
+                self.settings[key] = list(pipeline.generation_config[key])
         height, width = frame_size(pipeline)
         if height != width:
             raise ValueError(f"The model's frames are {width}×{height}, expected square ones.")

@@ -257,7 +257,8 @@ def describe_model(
     found += [("process", process)] if process else []
     if "logsnr_spacing" in generation:
         mean, std = generation["logsnr_spacing"]
-        found.append(("steps of the sampler", f"at a log-SNR of {mean:g} ± {std:g} (`logsnr_spacing`)"))
+        places = f"at a log-SNR of {mean:g} ± {std:g} where no frames are given (`logsnr_spacing`)"
+        found.append(("steps of the sampler", places))
     return found
 
 

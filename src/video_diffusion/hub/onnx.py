@@ -145,9 +145,12 @@ def sampler_table(pipeline: "VideoDiffusionPipeline", calls: Sequence[int] = CAL
         which makes it DDIM's; `reads_guidance`: whether the scale of guidance is an input; `prediction_type`,
         `clip_sample` (whether x̂ is held in [-1, 1]), the shape of a clip, and `steps`: for each number of calls n its
         `timesteps` and, at these and at the end, n + 1 `alpha`, `sigma` and `logsnr_half` (λ/2 = log α/σ, null at the
-        end, where it is infinite).
+        end, where it is infinite). `free_steps` has the same for clips without given frames, where the model's
+        `logsnr_spacing` places their steps.
     """
     scheduler, config = pipeline.scheduler, pipeline.unet.config
+    rows = {str(n): _rows(scheduler, n, pipeline.generation_config) for n in calls}
+    free = {n: row for n, (_, row) in rows.items() if row is not None}
     return {
         "solver_order": 1 if scheduler.config.deterministic else 2,
         "reads_guidance": reads_guidance(pipeline.unet),
@@ -157,24 +160,31 @@ def sampler_table(pipeline: "VideoDiffusionPipeline", calls: Sequence[int] = CAL
         "out_channels": config.out_channels,
         "num_frames": config.get("num_frames"),
         "sample_size": config.sample_size,
-        "steps": {str(n): _row(scheduler, n, pipeline.generation_config) for n in calls},
+        "steps": {n: row for n, (row, _) in rows.items()},
+        **({"free_steps": free} if free else {}),
     }
 
 
-def _row(scheduler: Any, calls: int, config: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The numbers of a loop of so many calls, at the places that the pipeline's call has by the generation config."""
+def _rows(
+    scheduler: Any, calls: int, config: Mapping[str, Any]
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]] | None]:
+    """The numbers of a loop of so many calls where frames are given, and where none are, if these are others."""
     from diffusers import DPMSolverMultistepScheduler
 
     from video_diffusion.model.inputs import usual_timesteps
 
-    if scheduler.config.deterministic:
-        scale = scheduler.config.num_train_timesteps
-        timesteps = usual_timesteps(config, scheduler, calls)
-        timesteps = timesteps or [scale * (1 - i / calls) for i in range(calls)]  # k/n: where its network was trained
-        half = [scheduler.logsnr(torch.tensor(t / scale, dtype=torch.float64)).item() / 2 for t in timesteps]
+    solver = scheduler if scheduler.config.deterministic else scheduler.as_diffusers(DPMSolverMultistepScheduler)
+    places, free = usual_timesteps(config, solver, calls)
+    return _row(solver, calls, places), None if free is None else _row(solver, calls, free)
+
+
+def _row(solver: Any, calls: int, places: list[float] | None) -> dict[str, list[Any]]:
+    """The numbers of a loop at these timesteps, by default the solver's own."""
+    if hasattr(solver, "as_diffusers"):  # distilled: k/n, where its network was trained
+        scale = solver.config.num_train_timesteps
+        timesteps = places or [scale * (1 - i / calls) for i in range(calls)]
+        half = [solver.logsnr(torch.tensor(t / scale, dtype=torch.float64)).item() / 2 for t in timesteps]
     else:
-        solver: Any = scheduler.as_diffusers(DPMSolverMultistepScheduler)
-        places = usual_timesteps(config, solver, calls)
         solver.set_timesteps(calls if places is None else None, timesteps=places)
         half = [-math.log(s) for s in solver.sigmas.tolist()[:-1]]  # σ/α, as diffusers keeps them
         timesteps = solver.timesteps.tolist()

@@ -97,6 +97,7 @@ class Call:
         num_videos_per_prompt: how many of the B clips share a prompt, side by side.
         num_inference_steps: network calls of a window.
         timesteps: where they are, for `set_timesteps`; None: where the scheduler puts them.
+        free_timesteps: where they are in a window without known frames; None: as in the others.
         guidance_scale: w of classifier-free guidance; 0 or 1: none.
         history_scale: w of guidance by the given frames; 1: none.
         reconstruction_scale: w of reconstruction guidance; 0: none.
@@ -113,6 +114,7 @@ class Call:
     num_videos_per_prompt: int
     num_inference_steps: int
     timesteps: list[float] | None
+    free_timesteps: list[float] | None
     guidance_scale: float
     history_scale: float
     reconstruction_scale: float
@@ -239,14 +241,17 @@ def resolve_scales(
 
 def resolve_steps(
     pipeline: Any, count: Any, timesteps: Any = None, noise_pyramid: float = 0.0
-) -> tuple[int, list[float] | None]:
+) -> tuple[int, list[float] | None, list[float] | None]:
     """The number of steps of a window and, where the scheduler does not choose them, their timesteps.
 
     Args:
-        pipeline: its `generation_config` may say the number and, by `logsnr_spacing`, the places.
+        pipeline: its `generation_config` may say the number and the places.
         count: the number, or None.
         timesteps: own ones in its place, or None.
         noise_pyramid: with it every frame has times of its own.
+
+    Returns:
+        the number; timesteps, or None; other timesteps for windows without known frames, or None.
 
     Raises:
         ValueError: where the number or the timesteps are refused.
@@ -258,14 +263,16 @@ def resolve_steps(
         if noise_pyramid:
             raise ValueError(f"`timesteps` is given, expected None with a `noise_pyramid` of {noise_pyramid}.")
         chosen = read_timesteps(scheduler, timesteps)
-        return len(chosen), chosen
+        return len(chosen), chosen, None
     count = config.get("num_inference_steps", DEFAULTS["num_inference_steps"]) if count is None else count
     check_integers(num_inference_steps=count)
-    return int(count), None if noise_pyramid else usual_timesteps(config, scheduler, int(count))
+    return int(count), *((None, None) if noise_pyramid else usual_timesteps(config, scheduler, int(count)))
 
 
-def usual_timesteps(config: Mapping[str, Any], scheduler: Any, count: int) -> list[float] | None:
-    """The places of n steps by a generation config: its `timesteps`, if they are n, or its `logsnr_spacing`.
+def usual_timesteps(
+    config: Mapping[str, Any], scheduler: Any, count: int
+) -> tuple[list[float] | None, list[float] | None]:
+    """The places of n steps by a generation config.
 
     Args:
         config: the generation config.
@@ -273,7 +280,8 @@ def usual_timesteps(config: Mapping[str, Any], scheduler: Any, count: int) -> li
         count: n.
 
     Returns:
-        n falling timesteps, or None: the scheduler places them.
+        its `timesteps`, if they are n, else None: the scheduler places them; and those of its `logsnr_spacing` for
+        windows without known frames, if it has no such timesteps, else None.
 
     Raises:
         ValueError: where the config's values are none.
@@ -281,11 +289,11 @@ def usual_timesteps(config: Mapping[str, Any], scheduler: Any, count: int) -> li
     if "timesteps" in config and hasattr(scheduler, "as_diffusers"):
         own = check_falling(config["timesteps"], 0.0, math.inf, "numbers that fall, to above 0")
         if len(own) == count:
-            return read_timesteps(scheduler, own)
+            return read_timesteps(scheduler, own), None
     if "logsnr_spacing" not in config:
-        return None
+        return None, None
     check_spacing(config["logsnr_spacing"])
-    return spaced_timesteps(scheduler, count, *config["logsnr_spacing"])
+    return None, spaced_timesteps(scheduler, count, *config["logsnr_spacing"])
 
 
 def read_timesteps(scheduler: Any, timesteps: Any) -> list[float]:
@@ -321,7 +329,7 @@ def spaced_timesteps(scheduler: Any, count: int, mean: float, std: float) -> lis
 
     A network decides what a clip shows in a range of noise levels; there the steps belong. Evenly in t, as schedulers
     place them, few stand there. The first is at most at the quantile 1/8, because it gets pure noise. The last step
-    leads to the data.
+    leads to the data. Where frames are known, they have decided that already, and the places matter less.
 
     Args:
         scheduler: ours, or one of diffusers on a variance-preserving schedule.
@@ -416,7 +424,8 @@ def check_generation_config(config: Any) -> dict[str, Any]:
         config: flat, with some of
             `sampler`: a name;
             `num_inference_steps`, `guidance_scale`, `history_guidance_scale`: as in the pipeline's call;
-            `logsnr_spacing`: mean and standard deviation of the log-SNR at the steps, see `spaced_timesteps`;
+            `logsnr_spacing`: mean and standard deviation of the log-SNR at the steps where no frames are known, see
+            `spaced_timesteps`;
             `timesteps`: those that a model was distilled for, for a call with as many by a `VPContinuousScheduler`;
             `example_prompts`: a list of texts that the model knows well, for a caller who has none.
 

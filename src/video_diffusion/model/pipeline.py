@@ -505,14 +505,20 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         latents = self.encode(given.frames[:, chosen].to(self._execution_device) * 2 - 1).cpu()
         canvas.latents[:, :, places] = latents * canvas.known[:, :, places]
 
-    def _begin_window(self, call: Call) -> None:
-        """Sets scheduler and caches to the start of a window; its first step is the first, whatever the timesteps."""
+    def _begin_window(self, call: Call, free: bool = False) -> None:
+        """Sets scheduler and caches to the start of a window; its first step is the first, whatever the timesteps.
+
+        Args:
+            call: has the steps.
+            free: whether no frame of the window is known.
+        """
         if has_cache(self.unet):
             HookRegistry.check_if_exists_or_initialize(self.unet).reset_stateful_hooks()
-        if call.timesteps is None:
+        places = call.free_timesteps if free and call.free_timesteps is not None else call.timesteps
+        if places is None:
             self.scheduler.set_timesteps(call.num_inference_steps, device=self._execution_device)
         else:
-            self.scheduler.set_timesteps(timesteps=call.timesteps, device=self._execution_device)
+            self.scheduler.set_timesteps(timesteps=places, device=self._execution_device)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
 
@@ -559,7 +565,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             call.reconstruction_scale,
             has_frame_times(self.unet.config),
         )
-        self._begin_window(call)
+        self._begin_window(call, free=not window.given and call.given.frames is None)
         noise = None if call.latents is None else call.latents[:, :, frames]
         size = (B, C, canvas.grid.start(len(frames)), h * self.vae_scale_factor, w * self.vae_scale_factor)
         z = self.prepare_latents(*size, torch.float32, device, call.generator, noise)
