@@ -50,7 +50,7 @@ PLACES = """
 ## Where the steps stand
 
 A scheduler places its steps evenly in t. But a network decides what a clip shows in a narrow range of noise levels,
-and of few steps next to none stand there. A call can place them itself:
+and of few steps too few stand there. A call can place them itself:
 
 ```python
 pipe(timesteps=[950, 880, 760, 510])  # in the place of num_inference_steps=4; the last step goes from 510 to 0
@@ -61,8 +61,9 @@ whole numbers: {classes}. The others place their steps themselves.
 
 `"logsnr_spacing": [mean, std]` in a pipeline's `generation_config` makes it the model's own setting, for any number of
 steps: n of them stand at the quantiles (i + ½)/n of a normal distribution of log-SNR with this mean and standard
-deviation. Schedulers that take no timesteps ignore it. `python -m benchmarks.spacing` measures the two numbers for a
-model: how far its answer moves at each noise level. What this is worth stands under
+deviation. It holds where no frames are known; given frames decide most of a clip, and the even places serve them well.
+Schedulers that take no timesteps ignore it. `python -m benchmarks.spacing` measures the two numbers for a model: how
+far its answer moves at each noise level. What this is worth stands under
 [quality against network calls](results.md#quality-against-network-calls).
 """
 ODDITIES = """
