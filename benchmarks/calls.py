@@ -103,6 +103,9 @@ def table(report: dict[str, Any]) -> str:
         f"{report['num_videos']} test clips of classic Moving MNIST, {report['frames']} frames. Prediction has "
         f"{TASKS['prediction'].num_given} given frames; generation has neither frames nor text."
     )
+    if report.get("logsnr_spacing"):
+        mean, std = report["logsnr_spacing"]
+        head += f" Its steps stand at a log-SNR of {mean:g} ± {std:g}."
     return f"{head}\n\n{markdown_table(rows)}\n\n* Command: `{report['command']}`\n"
 
 
@@ -111,8 +114,9 @@ def draw(report: dict[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = (("prediction", "fvd"), ("prediction", "error"), ("generation", "fvd"))
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (task, key) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    panels = tuple((task, key) for task, key in panels if task in report["real_against_real"])
+    figure = Figure(figsize=(13 * len(panels) / 3, 4), layout="constrained")
+    for axes, (task, key) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for sampler in report["samplers"]:
             runs = [run for run in report["runs"] if (run["task"], run["sampler"]) == (task, sampler)]
             axes.plot([run["calls"] for run in runs], [run[key] for run in runs], marker="o", label=sampler)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from PIL import Image
 
 from denoisers import tiny_denoiser
 from oracle import Gaussian, sampled_moments
@@ -157,6 +158,19 @@ def test_the_table_of_calls_has_a_row_for_each_number_and_a_dash_for_what_was_no
     assert "| dpm++, 2 | 13.0 | 47.1 | 358.2 |" in text
     assert "| dpm++, 8 | 9.4 | 60.0 | – |" in text
     assert "| real clips against other real clips | 40.0 | – | 48.0 |" in text
+    assert "log-SNR" not in text
+    spaced = calls.table(report | {"logsnr_spacing": [-3.5, 2.5]})
+    assert "generation has neither frames nor text. Its steps stand at a log-SNR of -3.5 ± 2.5.\n" in spaced
+
+
+@pytest.mark.parametrize("tasks", [["prediction"], ["generation"], ["prediction", "generation"]])
+def test_the_chart_of_calls_has_the_tasks_that_were_run(tmp_path, tasks):
+    runs = [{"sampler": "dpm++", "calls": n, "task": task, "fvd": 9.0, "error": 5.0} for n in (1, 2) for task in tasks]
+    report = {"samplers": ["dpm++"], "runs": runs, "real_against_real": dict.fromkeys(tasks, 40.0)}
+    calls.draw(report, tmp_path / "calls.png")
+    width, height = Image.open(tmp_path / "calls.png").size
+    panels = sum({"prediction": 2, "generation": 1}[task] for task in tasks)
+    assert width / height == pytest.approx(13 * panels / 3 / 4, rel=0.02)
 
 
 @pytest.mark.parametrize("given", [None, np.full((2, 5, 16, 16, 1), 128, np.uint8)])
