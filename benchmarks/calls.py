@@ -112,6 +112,7 @@ def table(report: dict[str, Any]) -> str:
 def draw(report: dict[str, Any], file: Path) -> None:
     """Three charts over the number of calls, a line for each sampler."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     panels = (("prediction", "fvd"), ("prediction", "error"), ("generation", "fvd"))
     panels = tuple((task, key) for task, key in panels if task in report["real_against_real"])
@@ -124,6 +125,10 @@ def draw(report: dict[str, Any], file: Path) -> None:
             axes.axhline(report["real_against_real"][task], color="grey", linestyle="--", label="real against real")
         what = "FVD" if key == "fvd" else "squared error of a frame"
         axes.set(xscale="log", yscale="log", xlabel="network calls", title=f"{task}: {what}")
+        axes.set_xticks(sorted({run["calls"] for run in report["runs"]}))
+        axes.xaxis.set_minor_locator(NullLocator())
+        for place in (axes.xaxis.set_major_formatter, axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            place("{x:g}")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     with atomic_path(file) as draft:

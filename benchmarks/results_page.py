@@ -78,8 +78,9 @@ def readme(text: str, table: str) -> str:
 
 def main() -> None:
     found = reports()
-    if (chart := ROOT / "benchmarks" / "results" / "calls.png").is_file():
-        shutil.copy(chart, SAMPLES)
+    for name in ("calls", "spacing"):
+        if (chart := ROOT / "benchmarks" / "results" / f"{name}.png").is_file():
+            shutil.copy(chart, SAMPLES)
     PAGE.write_text(page(found), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8"), readme_table(found)), encoding="utf-8")
     print(f"Written: {PAGE.relative_to(ROOT)}, the table of {README.relative_to(ROOT)}")
