@@ -274,6 +274,7 @@ def test_continue_a_test_clip_an_upload_and_a_drawing(url, visit, tmp_path):
     visitor.set("number input for First frames", 6)
     visitor.set("number input for Number of frames", 8)
     visitor.press("Continue the clip")
+    visitor.message("Your own frames are in no link")  # it goes away after ten seconds
     assert np.array_equal(visitor.clip("The model's guess. 8 frames, 2 steps")[:6], truth(2)[:6])
 
     visitor.choose("Draw")
@@ -282,10 +283,10 @@ def test_continue_a_test_clip_an_upload_and_a_drawing(url, visit, tmp_path):
     visitor.panel.locator(".gallery-item, .thumbnail-item").nth(4).wait_for()
     visitor.set("number input for Number of frames", 7)
     visitor.press("Continue the clip")
+    visitor.message("Your own frames are in no link")
     clip = visitor.clip("7 frames, 2 steps")
     assert clip[0].max() == 255
     assert np.array_equal(clip[1, 1:, 3:], clip[0, :-1, :-3])  # three to the right and one down
-    visitor.message("Your own frames are in no link")
 
 
 def draw(visitor):
