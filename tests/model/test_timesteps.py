@@ -13,8 +13,8 @@ from benchmarks.schedulers import error_of
 from denoisers import tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.hub.onnx import sampler_table
-from video_diffusion.model.inputs import spaced_timesteps, takes_timesteps
 from video_diffusion.model.scheduler import STOCK_SCHEDULERS
+from video_diffusion.model.steps import spaced_timesteps, takes_timesteps
 
 SPACING = [-4.0, 2.2]
 

@@ -18,7 +18,7 @@ from tiny_training import scalars
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main as video_diffusion_command
 from video_diffusion.model.guidance import guidance_embedding
-from video_diffusion.model.inputs import spaced_timesteps
+from video_diffusion.model.steps import spaced_timesteps
 from video_diffusion.training import command
 from video_diffusion.training.distillation import (
     Distillation,

@@ -20,7 +20,7 @@ from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
 from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
-from video_diffusion.model.inputs import resolve_steps
+from video_diffusion.model.steps import resolve_steps
 from video_diffusion.model.windows import Window, plan_windows
 from video_diffusion.sampling import OWN_SAMPLER, frame_size, load_pipeline, sampler_name
 

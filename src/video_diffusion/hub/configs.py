@@ -50,7 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of every number in our configs; be
 
 def shown(value: Any) -> str:
     """As `model.inputs.shown`, which is imported late: the command line must not load PyTorch for its help."""
-    from video_diffusion.model.inputs import shown
+    from video_diffusion.model.checks import shown
 
     return shown(value)
 
@@ -91,7 +91,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """The generation config of a pipeline's folder, empty without one; raises ValueError where it is refused."""
-    from video_diffusion.model.inputs import check_generation_config
+    from video_diffusion.model.steps import check_generation_config
 
     file = folder / GENERATION_CONFIG
     if not file.is_file():

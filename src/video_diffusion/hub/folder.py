@@ -44,7 +44,15 @@ CODE_FILES = {  # where a Hub repository keeps the code of each of our classes, 
     "VPContinuousScheduler": ("scheduler/video_diffusion.py", PACKAGE / "model" / "scheduler.py"),
 }
 SIBLINGS = {  # what such a file imports relatively, flat beside it
-    "VideoDiffusionPipeline": ("adapters.py", "inputs.py", "guidance.py", "windows.py", "autoencoding.py"),
+    "VideoDiffusionPipeline": (
+        "adapters.py",
+        "autoencoding.py",
+        "checks.py",
+        "guidance.py",
+        "inputs.py",
+        "steps.py",
+        "windows.py",
+    ),
 }
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device

@@ -171,7 +171,7 @@ def _rows(
     """The numbers of a loop of so many calls where frames are given, and where none are, if these are others."""
     from diffusers import DPMSolverMultistepScheduler
 
-    from video_diffusion.model.inputs import usual_timesteps
+    from video_diffusion.model.steps import usual_timesteps
 
     solver = scheduler if scheduler.config.deterministic else scheduler.as_diffusers(DPMSolverMultistepScheduler)
     places, free = usual_timesteps(config, solver, calls)

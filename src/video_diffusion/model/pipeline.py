@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .adapters import VideoLoraLoaderMixin
 from .autoencoding import FrameGrid, LatentSpace, check_vae
+from .checks import check_finite, shown
 from .guidance import (
     Canvas,
     Conditions,
@@ -46,16 +47,14 @@ from .inputs import (
     Frames,
     Generators,
     Prompts,
-    check_finite,
-    check_generation_config,
     check_output,
     check_text,
     encode_tokens,
     plain_clips,
     resolve_call,
-    shown,
     text_length,
 )
+from .steps import check_generation_config
 from .windows import Window, with_horizon
 
 logger = logging.get_logger(__name__)

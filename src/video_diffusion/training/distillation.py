@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.model.guidance import guidance_embedding, has_frame_times, model_input, reads_guidance
-from video_diffusion.model.inputs import spaced_timesteps
 from video_diffusion.model.scheduler import PREDICTION_TYPES, prediction_loss_weight
+from video_diffusion.model.steps import spaced_timesteps
 from video_diffusion.training.arguments import (
     CURVES,
     DataArguments,

@@ -1,0 +1,1 @@
+../../src/video_diffusion/model/checks.py
