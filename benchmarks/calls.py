@@ -103,9 +103,10 @@ def table(report: dict[str, Any]) -> str:
         f"{report['num_videos']} test clips of classic Moving MNIST, {report['frames']} frames. Prediction has "
         f"{TASKS['prediction'].num_given} given frames; generation has neither frames nor text."
     )
-    if report.get("logsnr_spacing"):
-        mean, std = report["logsnr_spacing"]
-        head += f" Its steps stand at a log-SNR of {mean:g} ± {std:g}."
+    spaced = report.get("logsnr_spacing") or {}
+    for sampler, (mean, std) in spaced.items():
+        whose = "" if len(report["samplers"]) == 1 else f" of {sampler}"
+        head += f" Its steps{whose} stand at a log-SNR of {mean:g} ± {std:g}."
     return f"{head}\n\n{markdown_table(rows)}\n\n* Command: `{report['command']}`\n"
 
 
@@ -150,6 +151,7 @@ def main() -> None:
     parts, metric = args.out.parent / f"{args.out.stem}-parts", FVDMetric()
     parts.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
+    spaced: dict[str, list[float]] = {}  # of the samplers whose steps the generation config places
     wanted = [
         (sampler, calls, task) for calls in sorted(args.calls) for sampler in args.samplers for task in args.tasks
     ]
@@ -161,6 +163,8 @@ def main() -> None:
         spacing = source.pipeline.generation_config.get("logsnr_spacing")
         settings = {"dtype": source.settings["dtype"], "num_videos": args.num_videos, "logsnr_spacing": spacing}
         open_parts(parts, {"model": model, **settings})
+        if places := source.settings.get("logsnr_spacing"):
+            spaced[sampler] = places
         source.pipeline.scheduler.set_timesteps(calls)
         spent = len(source.pipeline.scheduler.timesteps)
         found = measure(source, task, args.num_videos, metric, parts / f"{task}-{sampler}-{calls:04d}.npz")
@@ -170,7 +174,7 @@ def main() -> None:
         "command": shlex.join(["python", "-m", "benchmarks.calls", *sys.argv[1:]]),
         "model": source.identity,
         "dtype": source.settings["dtype"],
-        "logsnr_spacing": spacing,
+        "logsnr_spacing": spaced,
         "num_videos": args.num_videos,
         "frames": FRAMES,
         "samplers": args.samplers,

@@ -154,13 +154,17 @@ def test_the_table_of_calls_has_a_row_for_each_number_and_a_dash_for_what_was_no
     ]
     real = {"prediction": 40.0, "generation": 48.0}
     report = {"runs": runs, "real_against_real": real, "num_videos": 4, "frames": 10, "command": "python -m x"}
+    report["samplers"] = ["dpm++"]
     text = calls.table(report)
     assert "| dpm++, 2 | 13.0 | 47.1 | 358.2 |" in text
     assert "| dpm++, 8 | 9.4 | 60.0 | – |" in text
     assert "| real clips against other real clips | 40.0 | – | 48.0 |" in text
     assert "log-SNR" not in text
-    spaced = calls.table(report | {"logsnr_spacing": [-3.5, 2.5]})
+    spacing: dict = {"logsnr_spacing": {"dpm++": [-3.5, 2.5]}}
+    spaced = calls.table(report | spacing)
     assert "generation has neither frames nor text. Its steps stand at a log-SNR of -3.5 ± 2.5.\n" in spaced
+    both = calls.table(report | spacing | {"samplers": ["dpm++", "ddim"]})
+    assert "nor text. Its steps of dpm++ stand at a log-SNR of -3.5 ± 2.5.\n" in both  # ddim's do not
 
 
 @pytest.mark.parametrize("tasks", [["prediction"], ["generation"], ["prediction", "generation"]])
