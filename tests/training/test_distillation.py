@@ -24,11 +24,11 @@ from video_diffusion.training.distillation import (
     Distillation,
     Told,
     distillation_loss,
-    double_step,
     draw_scales,
-    halvings,
+    joined_steps,
     measure,
     parse_distillation,
+    plan_stages,
     step_nodes,
     step_times,
     student_of,
@@ -75,18 +75,18 @@ SPACED = step_nodes(scheduler_of(), {"logsnr_spacing": [-3.0, 2.0]}, 4, True)
 
 
 def exact_student(scheduler, calls, nodes=EVENLY):
-    """The network whose one step is two of the exact denoiser's, by `double_step`, as an own-output function."""
+    """The network whose one step is two of the exact denoiser's, by `joined_steps`, as an own-output function."""
     starts = times_at(torch.arange(1, calls + 1).double() / calls, nodes)
     teacher = exact(scheduler)
 
     def predict(sample, timestep, **_):
         number = torch.searchsorted(starts, timestep.double() / 1000 - 1e-6) + 1
-        times = tuple(1000 * time for time in step_times(number / calls, calls, nodes))
+        times = [1000 * time for time in step_times(number / calls, calls, nodes)]
 
         def original(z, time):
             return scheduler.predict_original(teacher(z, time), time, z)
 
-        return scheduler.from_original(double_step(original, scheduler, sample, times), timestep, sample)
+        return scheduler.from_original(joined_steps(original, scheduler, sample, times), timestep, sample)
 
     return predict
 
@@ -141,7 +141,7 @@ def test_two_steps_of_the_sampler_with_the_teacher_lead_where_one_step_with_the_
     z_m = two.step(network(z, torch.tensor([750.0])), 750.0, z).prev_sample
     z_s = two.step(network(z_m, torch.tensor([625.0])), 625.0, z_m).prev_sample
     times = tuple(torch.full((2,), time, dtype=torch.float64) for time in (750.0, 625.0, 500.0))
-    x = double_step(lambda z, t: scheduler.predict_original(network(z, t), t, z), scheduler, z, times)
+    x = joined_steps(lambda z, t: scheduler.predict_original(network(z, t), t, z), scheduler, z, times)
     one.set_timesteps(timesteps=[750.0, 500.0])
     torch.testing.assert_close(one.step(one.from_original(x, 750.0, z), 750.0, z).prev_sample, z_s)
 
@@ -259,7 +259,7 @@ def test_a_student_starts_as_its_teacher_whatever_the_scale():
     ("teacher", "student", "expected"), [(16, 1, [8, 4, 2, 1]), (20, 5, [10, 5]), (6, 3, [3]), (2, 1, [1])]
 )
 def test_stages_halve_the_calls(teacher, student, expected):
-    assert halvings(teacher, student) == expected
+    assert plan_stages(teacher, student) == expected
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_stages_halve_the_calls(teacher, student, expected):
 )
 def test_stages_that_do_not_lead_to_the_student_are_refused(teacher, student, message):
     with pytest.raises(ValueError, match=message):
-        halvings(teacher, student)
+        plan_stages(teacher, student)
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -412,7 +412,8 @@ def test_two_processes_share_the_clips_times_and_scales_of_one(digits, reference
 
 
 def test_the_report_compares_with_the_first_teacher(digits, reference, tmp_path):
-    run = Distillation(parse_distillation(flags_of(digits, reference, tmp_path, "--validation_videos", 2)))
+    flags = flags_of(digits, reference, tmp_path, "--validation_videos", 2, "--solver_order", 1)
+    run = Distillation(parse_distillation(flags))
     values = measure(run)
     names = [f"validation/{task}_in_2{of}" for task in ("generation", "prediction") for of in ("", "_of_teacher")]
     assert list(values) == names

@@ -587,6 +587,28 @@ class VPContinuousScheduler(SchedulerMixin, ConfigMixin):
         weight_z, weight_x = self._ddim_weights(timestep, prev_timestep, sample)
         return (prev_sample - weight_z * sample) / weight_x
 
+    def extrapolate_original(
+        self, x: Tensor, before: Tensor, times: tuple[Tensor | float, Tensor | float, Tensor | float]
+    ) -> Tensor:
+        """The x̂ with which DDIM's step from t to s is one of DPM-Solver++ 2M (Lu et al. 2022), of second order.
+
+        Args:
+            x: x̂ at z_t, `[B, ...]`.
+            before: x̂ at the z of the step before, same shape.
+            times: the timesteps of the step before, of t and of s, falling; each one number or `[B]`.
+
+        Returns:
+            x + (x − before) h / (2 h'), h and h' being how far λ rises in this step and in the one before. Where s is
+            0, x: there λ has no bound in earnest, and the solver takes a step of first order.
+        """
+        _check_shape("before", before, x)
+        first, middle, last = (self._logsnr_like(time, x) for time in times)
+        if not ((first < middle) & (middle < last)).all():
+            raise ValueError(f"`times` is {times}, expected falling timesteps.")
+        ratio = (last - middle) / (middle - first) / 2
+        ratio = torch.where(self._times_like(times[2], x) > 0, ratio, 0.0)
+        return x + (x - before) * ratio.to(x)
+
     def _ddim_weights(
         self, timestep: Tensor | float, prev_timestep: Tensor | float, sample: Tensor
     ) -> tuple[Tensor, Tensor]:

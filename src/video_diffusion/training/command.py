@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 def distill(argv: Sequence[str]) -> int:
     """Runs one part of a distillation and returns its exit code."""
-    return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure)
+    return _part(Distillation.name, lambda: Distillation(parse_distillation(argv)), measure, finish_student)
 
 
 def train_lora(argv: Sequence[str]) -> int:
@@ -117,7 +117,15 @@ def finish_pipeline(run: Run) -> None:
         push_pipeline(run.output, run.args.hub_model_id)
 
 
-def finish_adapter(run: Adaptation) -> None:
+def finish_student(run: Distillation) -> None:
+    """Writes the student: a pipeline, or the adapter that makes its teacher one; raises as `finish_pipeline`."""
+    if run.args.lora_rank is None:
+        finish_pipeline(run)
+    else:
+        finish_adapter(run)
+
+
+def finish_adapter(run: Adaptation | Distillation) -> None:
     """Writes the adapter, or with `merged` a pipeline that holds it; raises as `finish_pipeline`."""
     if run.args.merged:
         finish_pipeline(run)

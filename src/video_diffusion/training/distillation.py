@@ -1,17 +1,21 @@
-"""Progressive distillation (Salimans and Ho 2022): a student does in one step of DDIM what its teacher does in two.
+"""Progressive distillation (Salimans and Ho 2022): one step of a student does what several of its teacher do.
 
 The teacher is a pipeline that `teacher_calls` steps sample well. Its student starts from its weights and learns to
-need half of them; then the average of its weights teaches the next, and so on down to `student_calls`. Guidance by
-text is folded in (Meng et al. 2023): the first teacher is guided at a scale w that is drawn for each clip, and the
-students read w as `timestep_cond`. Data, given frames, captions, optimiser, checkpoints and loop are a training's.
+need half of them, or with `stages` fewer yet; then the average of its weights teaches the next, and so on down to
+`student_calls`. Guidance by text is folded in (Meng et al. 2023): the first teacher is guided at a scale w that is
+drawn for each clip, and the students read w as `timestep_cond`. With `lora_rank` a student is its teacher with an
+adapter (Hu et al. 2022; Luo et al. 2023, "LCM-LoRA", for few calls). Data, given frames, captions, optimiser,
+checkpoints and loop are a training's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
@@ -30,7 +34,8 @@ from video_diffusion.training.arguments import (
 )
 from video_diffusion.training.batches import Batch
 from video_diffusion.training.checkpoints import save_pipeline
-from video_diffusion.training.fields import argument, group, one_of, or_none, real, switch, text, two, whole
+from video_diffusion.training.fields import argument, each, group, one_of, or_none, real, switch, text, two, whole
+from video_diffusion.training.lora import ADAPTER, TARGETS, check_targets, lora_config, require_peft
 from video_diffusion.training.objective import Draw, joint_attention_mask, mean_over_generated
 from video_diffusion.training.pretrained import ARGUMENT, described, open_pipeline
 from video_diffusion.training.run import Run
@@ -57,6 +62,19 @@ class DistillArguments(TrainArguments):
     ema_decay: float = argument(0.995, "Decay of the averaged weights.", real(0, below=1), "applies")
     teacher_calls: int = argument(16, "Network calls of the first teacher.", whole(2, 2**14), "agrees")
     student_calls: int = argument(1, "Network calls of the last student.", whole(1, 2**13), "agrees")
+    stages: int | None = argument(
+        None,
+        "Stages from the teacher's calls to the last student's, of equal ratios; left out: each halves the calls.",
+        or_none(whole(1, 14)),
+        "agrees",
+    )
+    solver_order: int = argument(
+        2,
+        "Order of the solver with which the first teacher does what is one step of its student: 1, DDIM; 2, "
+        "DPM-Solver++ 2M. A teacher that was distilled itself takes its own steps, DDIM's.",
+        whole(1, 2),
+        "agrees",
+    )
     spaced: bool = argument(
         True,
         "Place the steps where the teacher's `logsnr_spacing` puts those of the last student; without it, or if "
@@ -66,11 +84,19 @@ class DistillArguments(TrainArguments):
     )
     guidance_range: list[float] | None = argument(
         None,
-        "Least and greatest scale of guidance by text that the students read; both 1: their guidance stays outside; "
-        "left out: 1 and the teacher's own. None without text.",
+        "Least and greatest scale of guidance by text that the students read; both the same: folded in at that scale, "
+        "and they read none; both 1: their guidance stays outside. Left out: 1 and the teacher's own; 1 and 1 for an "
+        "adapter, which cannot read it. None without text.",
         or_none(two(real(1, 100))),
         "agrees",
     )
+    lora_rank: int | None = argument(
+        None, "Rank of an adapter that learns; left out: the whole network learns.", or_none(whole(1, 4096)), "agrees"
+    )
+    lora_target_modules: list[str] = argument(
+        list(TARGETS), "Layers that get an adapter, by the ends of their names.", each(text()), "agrees"
+    )
+    merged: bool = argument(False, "Write a whole pipeline that holds the adapter.", switch(), "applies")
 
 
 GROUPS = (DataArguments, DistillArguments)
@@ -88,11 +114,18 @@ def parse_distillation(argv: Sequence[str]) -> list[Any]:
     check_data(data)
     check_train(args)
     check_frame_noise(args, False)
-    number = len(halvings(args.teacher_calls, args.student_calls))
+    number = len(plan_stages(args.teacher_calls, args.student_calls, args.stages))
     if args.guidance_range is not None and args.guidance_range[0] > args.guidance_range[1]:
         raise ValueError(
             f"`guidance_range` is {args.guidance_range}, expected the least scale first: there is none in between."
         )
+    if args.lora_rank is not None and args.guidance_range is not None and len(set(args.guidance_range)) > 1:
+        raise ValueError(
+            f"`guidance_range` is {args.guidance_range}, expected one scale twice with `lora_rank`: an adapter cannot "
+            "read the scale."
+        )
+    if args.merged and args.lora_rank is None:
+        raise ValueError("`merged` is True, expected False without `lora_rank`: there is no adapter.")
     if args.max_steps < number:
         raise ValueError(f"`max_steps` is {args.max_steps}, expected one at least for each of {number} stages.")
     return [data, args]
@@ -108,22 +141,24 @@ def of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     return described(values, DistillArguments, OF_TEACHER)
 
 
-def halvings(teacher_calls: int, student_calls: int) -> list[int]:
-    """The calls of each stage's student: half of the teacher's, a quarter, …
+def plan_stages(teacher_calls: int, student_calls: int, stages: int | None = None) -> list[int]:
+    """The calls of each stage's student: half of the teacher's, a quarter, …; or, with `stages`, equal ratios.
 
     Raises:
-        ValueError: if halving the teacher's calls, once at least, does not lead to the last student's.
+        ValueError: if no such ratio leads from the teacher's calls to the last student's.
     """
     if student_calls >= teacher_calls:
         raise ValueError(f"`student_calls` is {student_calls}, expected fewer than `teacher_calls`, {teacher_calls}.")
-    calls = [teacher_calls]
-    while calls[-1] > student_calls and calls[-1] % 2 == 0:
-        calls.append(calls[-1] // 2)
-    if calls[-1] != student_calls:
-        raise ValueError(
-            f"`teacher_calls` is {teacher_calls}, expected `student_calls`, {student_calls}, times a power of two."
-        )
-    return calls[1:]
+    times = f"`teacher_calls` is {teacher_calls}, expected `student_calls`, {student_calls}, times"
+    if stages is None:
+        stages = (teacher_calls // student_calls).bit_length() - 1
+        if teacher_calls != student_calls * 2**stages:
+            raise ValueError(f"{times} a power of two; or say `stages`.")
+    ratio = round((teacher_calls / student_calls) ** (1 / stages))
+    if ratio < 2 or student_calls * ratio**stages != teacher_calls:
+        power = "a whole number" if stages == 1 else f"a whole number to the power of `stages`, {stages}"
+        raise ValueError(f"{times} {power}.")
+    return [student_calls * ratio**stage for stage in reversed(range(stages))]
 
 
 # ------------------------------------------------------------------------------------------------------ the objective
@@ -172,37 +207,46 @@ def times_at(share: Tensor, nodes: Tensor) -> Tensor:
     return torch.lerp(nodes.to(share.device)[before], nodes.to(share.device)[before + 1], position - before)
 
 
-def step_times(share: Tensor, calls: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Start, middle and end of that step of a sampler of so many calls in which each share in (0, 1] lies; float64.
+def step_times(share: Tensor, calls: int, nodes: Tensor, parts: int = 2) -> list[Tensor]:
+    """The times in that step of a sampler of so many calls in which each share in (0, 1] lies, start to end; float64.
 
     Args:
         share: of the sampler's steps, counted from the end; evenly in t it is the time itself.
         calls: of the sampler.
         nodes: see `step_nodes`.
+        parts: steps of the teacher in it.
+
+    Returns:
+        parts + 1 tensors like `share`.
     """
     number = (share.double() * calls).ceil().clamp(1, calls)
-    start, middle, end = (times_at(place / calls, nodes) for place in (number, number - 0.5, number - 1))
-    return start, middle, end
+    return [times_at((number - part / parts) / calls, nodes) for part in range(parts + 1)]
 
 
-def double_step(
+def joined_steps(
     original: Callable[[Tensor, Tensor], Tensor],
     scheduler: VPContinuousScheduler,
     z_t: Tensor,
-    times: tuple[Tensor, Tensor, Tensor],
+    times: Sequence[Tensor],
+    order: int = 1,
 ) -> Tensor:
-    """The x̂ with which one step leads where two steps of a teacher lead; `[B, ...]`.
+    """The x̂ with which one step of DDIM leads where several steps of a teacher lead; `[B, ...]`.
 
     Args:
         original: the teacher's x̂ of noisy clips and their timesteps.
         scheduler: its schedule.
         z_t: noisy clips at the first of the times, `[B, ...]`.
-        times: start, middle and end, as timesteps `[B]`.
+        times: from start to end, as timesteps `[B]`.
+        order: of the teacher's solver: 1, DDIM; 2, DPM-Solver++ 2M, whose first step is DDIM's.
     """
-    t, m, s = times
-    z_m = scheduler.ddim_step(original(z_t, t), t, m, z_t)
-    z_s = scheduler.ddim_step(original(z_m, m), m, s, z_m)
-    return scheduler.ddim_original(z_s, t, s, z_t)
+    z, xs = z_t, list[Tensor]()
+    for number, (t, s) in enumerate(pairwise(times)):
+        xs.append(original(z, t))
+        x = xs[-1]
+        if order == 2 and number:  # clipped again: the student's answers are
+            x = scheduler.clip_original(scheduler.extrapolate_original(x, xs[-2], (times[number - 1], t, s)))
+        z = scheduler.ddim_step(x, t, s, z)
+    return scheduler.ddim_original(z, times[0], times[-1], z_t)
 
 
 def distillation_loss(
@@ -216,8 +260,10 @@ def distillation_loss(
     weighting: str,
     told: Told,
     in_channels: int,
+    parts: int = 2,
+    order: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted squared error of the student against two steps of its teacher, on the frames that are not given.
+    """The weighted squared error of the student against its teacher's steps, on the frames that are not given.
 
     Args:
         student: a denoiser called as `UNet3DConditionModel` is.
@@ -230,6 +276,8 @@ def distillation_loss(
         weighting: see `video_diffusion.model.scheduler.log_loss_weight`.
         told: the conditions of both.
         in_channels: of both.
+        parts: steps of the teacher that are one of the student.
+        order: of the teacher's solver, see `joined_steps`.
 
     Returns:
         loss: `[B]`, w(λ)·‖x̃ − x̂_θ‖² averaged over the pixels to be generated, x̃ being the target.
@@ -237,26 +285,35 @@ def distillation_loss(
     """
     if in_channels == x.shape[1]:
         noise = replace(noise, frame_mask=torch.zeros_like(noise.frame_mask))
-    times = step_times(noise.t, calls, nodes)
-    t, m, s = (time * scheduler.config.num_train_timesteps for time in times)
+    times = [time * scheduler.config.num_train_timesteps for time in step_times(noise.t, calls, nodes, parts)]
+    t = times[0]
     z_t = scheduler.add_noise(x, noise.noise, t)
 
-    def call(network: Any, z: Tensor, time: Tensor, conditions: Mapping[str, Any]) -> Tensor:
-        sample = model_input(z, x, noise.frame_mask, in_channels)
-        output = network(sample, time.to(x.dtype), **conditions).sample
+    def call(
+        network: Any, z: Tensor, time: Tensor, conditions: Mapping[str, Any], rows: slice | Tensor = slice(None)
+    ) -> Tensor:
+        sample = model_input(z[rows], x[rows], noise.frame_mask[rows], in_channels)
+        output = network(sample, time[rows].to(x.dtype), **conditions).sample
         return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    def free_of(z: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        """The other side of the guidance, for the clips that are guided."""
+        free = told.free or {}
+        conditions = {key: value[rows] if isinstance(value, Tensor) else value for key, value in free.items()}
+        return call(teacher, z, time, conditions, rows)
 
     def original(z: Tensor, time: Tensor) -> Tensor:
         output = call(teacher, z, time, told.teacher)
-        if told.free is not None and told.scale is not None:
-            free, scale = call(teacher, z, time, told.free), told.scale.to(output).reshape(-1, *[1] * (x.ndim - 1))
-            output = free + scale * (output - free)
+        if told.free is not None and told.scale is not None and len(rows := (told.scale != 1).nonzero().flatten()):
+            free, scale = free_of(z, time, rows), told.scale[rows].to(output).reshape(-1, *[1] * (x.ndim - 1))
+            output = output.index_copy(0, rows, free + scale * (output[rows] - free))
         return scheduler.clip_original(scheduler.predict_original(output, time, z))
 
     with torch.no_grad():
-        target = double_step(original, scheduler, z_t, (t, m, s))
+        target = joined_steps(original, scheduler, z_t, times, order)
     output = call(student, z_t, t, told.student)
-    weight = prediction_loss_weight(scheduler.logsnr(times[0]), weighting, scheduler.config.prediction_type)
+    logsnr = scheduler.logsnr(t / scheduler.config.num_train_timesteps)
+    weight = prediction_loss_weight(logsnr, weighting, scheduler.config.prediction_type)
     difference = output - scheduler.from_original(target, t, z_t)
     loss = weight.to(x.dtype) * mean_over_generated(difference.square(), noise.frame_mask)
     with torch.no_grad():
@@ -273,8 +330,8 @@ def draw_scales(batch: int, ends: Sequence[float], seed: int, step: int, device:
 
 
 # ----------------------------------------------------------------------------------------------------------- the run
-def open_teacher(name: str) -> VideoDiffusionPipeline:
-    """The pipeline that is to be distilled, which then samples by DDIM's step.
+def open_teacher(name: str) -> tuple[VideoDiffusionPipeline, bool]:
+    """The pipeline that is to be distilled, which then samples by DDIM's step; and whether it was distilled itself.
 
     Raises:
         ValueError: if its parts are not those that a training makes.
@@ -286,8 +343,9 @@ def open_teacher(name: str) -> VideoDiffusionPipeline:
         raise ValueError(f"`{argument}` is {name!r}, which predicts {found!r}, expected one of {PREDICTION_TYPES}.")
     if has_frame_times(pipe.unet.config):
         raise ValueError(f"`{argument}` is {name!r}, which has a time for each frame, expected one for a clip.")
+    distilled = bool(pipe.scheduler.config.deterministic)
     pipe.scheduler = VPContinuousScheduler.from_config(pipe.scheduler.config, deterministic=True)
-    return pipe
+    return pipe, distilled
 
 
 def student_of(teacher: VideoUNet3DConditionModel, guided: bool) -> VideoUNet3DConditionModel:
@@ -349,33 +407,53 @@ class Distillation(Run):
 
     def __init__(self, arguments: Sequence[Any]) -> None:
         args = arguments[-1]
-        calls = halvings(args.teacher_calls, args.student_calls)
+        if args.lora_rank is not None:
+            require_peft()
+        calls = plan_stages(args.teacher_calls, args.student_calls, args.stages)
         self.num_stages = len(calls)
-        self.source = open_teacher(args.pretrained_model_name_or_path)
+        self.source, distilled = open_teacher(args.pretrained_model_name_or_path)
         config = self.source.generation_config
         self.nodes = step_nodes(self.source.scheduler, config, args.student_calls, args.spaced)
-        self.scales = self._scales(args.guidance_range)
+        self.parts = args.teacher_calls // calls[0]
+        self.order = 1 if distilled else args.solver_order
+        self.scales = self._scales(args)
+        if args.lora_rank is not None:
+            check_targets(self.source.unet, args.lora_target_modules)
         super().__init__(arguments)
         teacher: Any = self.source.unet.to(self.accelerator.device).eval().requires_grad_(False)
         if args.attention_backend is not None:
             teacher.set_attention_backend(args.attention_backend)
-        self.stages = Stages(calls, teacher, lambda: VideoUNet3DConditionModel.from_config(self.denoiser.config))
+        self.stages = Stages(calls, teacher, self._network)
         self.accelerator.register_for_checkpointing(self.stages)
         self.reference: dict[tuple[str, int], Tensor] = {}  # what the first teacher makes of the held-out clips
 
-    def _scales(self, asked: list[float] | None) -> list[float] | None:
-        """The ends of the guidance scales that the students read, or None."""
+    def _scales(self, args: DistillArguments) -> list[float] | None:
+        """The ends of the guidance scales that are folded in, or None."""
+        asked = args.guidance_range
         if self.source.text_encoder is None:
             if asked is not None:
                 raise ValueError(f"`guidance_range` is {asked}, expected none: the teacher reads no text.")
             return None
+        reads = reads_guidance(self.source.unet)
         default = [1.0, max(1.0, float(self.source.generation_config.get("guidance_scale", DEFAULT_SCALE)))]
+        if args.lora_rank is not None and not reads:
+            default = [1.0, 1.0]
         ends = default if asked is None else asked
-        if ends == [1.0, 1.0]:
-            if reads_guidance(self.source.unet):
-                raise ValueError(f"`guidance_range` is {ends}, expected a range: the teacher reads the scale.")
-            return None
-        return ends
+        if ends[0] == ends[1] and reads:
+            raise ValueError(f"`guidance_range` is {ends}, expected a range: the teacher reads the scale.")
+        return None if ends == [1.0, 1.0] else ends
+
+    @property
+    def reads_scale(self) -> bool:
+        """Whether the students read the guidance scale."""
+        return self.scales is not None and self.scales[0] < self.scales[1]
+
+    def _network(self) -> VideoUNet3DConditionModel:
+        """A network as the one that learns, with other weights."""
+        unet: Any = VideoUNet3DConditionModel.from_config(self.denoiser.config)
+        if self.args.lora_rank is not None:
+            unet.add_adapter(lora_config(self.args.lora_rank, self.args.lora_target_modules), adapter_name=ADAPTER)
+        return unet
 
     def open_text(self) -> RunText | None:
         """The teacher's text encoder, frozen, or None."""
@@ -390,7 +468,16 @@ class Distillation(Run):
         if self.data.num_channels != self.source.unet.config.out_channels:
             channels = self.source.unet.config.out_channels
             raise ValueError(f"`num_channels` is {self.data.num_channels}, expected the teacher's, {channels}.")
-        return student_of(self.source.unet, self.scales is not None), self.source.scheduler
+        student: Any = student_of(self.source.unet, self.reads_scale)
+        if self.args.lora_rank is not None:
+            student.requires_grad_(False)
+            student.add_adapter(lora_config(self.args.lora_rank, self.args.lora_target_modules), adapter_name=ADAPTER)
+        return student, self.source.scheduler
+
+    def learned(self, learner: nn.Module) -> list[nn.Parameter]:
+        """All weights, or the adapter's."""
+        adapted = self.args.lora_rank is not None
+        return [weight for name, weight in learner.named_parameters() if "lora_" in name or not adapted]
 
     @property
     def calls(self) -> int:
@@ -422,6 +509,8 @@ class Distillation(Run):
             self.args.weighting,
             told,
             self.denoiser.config.in_channels,
+            self.parts,
+            1 if self.stages.index else self.order,
         )
         return loss.mean(), error.mean()
 
@@ -443,7 +532,9 @@ class Distillation(Run):
         scale = draw_scales(size * world, self.scales, self.args.seed, index, x.device)[first : first + size]
         scale = torch.where(noise.captioned, scale, 1.0)  # nothing to guide by
         width = self.denoiser.config.time_cond_proj_dim
-        student = bound | {"timestep_cond": guidance_embedding(scale, width)}
+        student = bound | ({"timestep_cond": guidance_embedding(scale, width)} if self.reads_scale else {})
+        if self.stages.index and not self.reads_scale:
+            return Told(student, student)
         if reads_guidance(self.stages.teacher):
             return Told(student, student)
         return Told(student, bound, free, scale)
@@ -459,7 +550,7 @@ class Distillation(Run):
             return
         if self.accelerator.is_main_process:
             save_pipeline(self.pipeline(), self.output / f"calls-{self.calls}")
-        self.ema.copy_to(self.learner.parameters())
+        self.ema.copy_to(self.learned(self.learner))
         self.stages.advance(self.denoiser.state_dict())
         self.ema.optimization_step = 0
         self.optimizer.state.clear()
@@ -475,23 +566,48 @@ class Distillation(Run):
         """The stages, and how long all of them take at the speed of the first."""
         steps, calls = self.args.max_steps, " → ".join(map(str, [self.args.teacher_calls, *self.stages.calls]))
         hours = steps * seconds / 3600
+        weights = sum(weight.numel() for weight in self.learned(self.learner))
+        adapter = [] if self.args.lora_rank is None else [f"adapter              {weights / 1e6:.2f} million weights"]
         return [
+            *adapter,
             f"stages               {calls} calls, {steps / self.num_stages:,.0f} steps each",
             f"whole run            {hours:.2f} hours at the speed of the first stage",
         ]
 
-    def pipeline(self) -> VideoDiffusionPipeline:
-        """A pipeline around a copy of the averaged student; its generation config says how it samples."""
-        pipe = super().pipeline()
+    def pipeline(self, merged: bool = True) -> VideoDiffusionPipeline:
+        """A pipeline around a copy of the averaged student; its generation config says how it samples.
+
+        Args:
+            merged: whether an adapter is added to the weights.
+        """
+        pipe = super().pipeline() if self.args.lora_rank is None else self._adapted(merged)
         own, teachers = (one.generation_config.get("example_prompts") for one in (pipe, self.source))
         prompts = {"example_prompts": own or teachers} if own or teachers else {}
         pipe.generation_config = {"num_inference_steps": self.calls, **prompts}
         if not torch.equal(self.nodes, torch.linspace(0, 1, len(self.nodes), dtype=torch.float64)):
             pipe.generation_config["timesteps"] = self.timesteps(self.calls)
         scale = self.source.generation_config.get("guidance_scale")
-        if scale is not None:
+        if self.scales is not None and not self.reads_scale:
+            pipe.generation_config["guidance_scale"] = 1.0  # it is in the weights
+        elif scale is not None:
             low, high = self.scales or (scale, scale)
             pipe.generation_config["guidance_scale"] = min(max(scale, low), high)
+        return pipe
+
+    def _adapted(self, merged: bool) -> VideoDiffusionPipeline:
+        """A pipeline around a copy of the averaged adapter."""
+        unet = self._network()
+        unet.load_state_dict(self.denoiser.state_dict())
+        self.ema.copy_to(self.learned(unet.to(self.accelerator.device)))
+        pipe = VideoDiffusionPipeline(
+            unet=unet.eval(),
+            scheduler=self.scheduler,
+            text_encoder=None if self.text is None else self.text.encoder,
+            tokenizer=None if self.text is None else self.text.tokenizer,
+        )
+        if merged:
+            pipe.fuse_lora()
+            pipe.unload_lora_weights()
         return pipe
 
 
@@ -501,7 +617,7 @@ def measure(run: Distillation) -> dict[str, float]:
     """How far samples of the averaged student are from those of the first teacher, without captions.
 
     Squared, on [0, 1], summed over a frame's pixels, mean over the frames that are made of held-out clips: both start
-    from the same noise. Beside it the same for the teacher with as few calls as the student.
+    from the same noise. Beside it the same for the teacher with as few calls as the student, by its own solver.
     """
     clips = held_out(run, run.args.validation_videos).permute(0, 1, 4, 2, 3)  # [B, F, C, H, W]
     student, calls, values = run.pipeline(), run.calls, {}
@@ -512,15 +628,27 @@ def measure(run: Distillation) -> dict[str, float]:
             continue
         for steps in (run.args.teacher_calls, calls):
             if (task, steps) not in run.reference:
-                run.reference[task, steps] = samples(run.source, clips, given, run.timesteps(steps))
-        made = {"": samples(student, clips, given, run.timesteps(calls)), "_of_teacher": run.reference[task, calls]}
+                run.reference[task, steps] = samples(*sampler_of_teacher(run, steps), clips, given)
+        made = {"": samples(student, run.timesteps(calls), clips, given), "_of_teacher": run.reference[task, calls]}
         for name, frames in made.items():
             errors = (frames - run.reference[task, run.args.teacher_calls]).square().sum((2, 3, 4))
             values[f"validation/{task}_in_{calls}{name}"] = errors.mean().item()
     return values
 
 
-def samples(pipe: VideoDiffusionPipeline, clips: Tensor, given: int, timesteps: list[float]) -> Tensor:
+def sampler_of_teacher(run: Distillation, calls: int) -> tuple[VideoDiffusionPipeline, list[float]]:
+    """The first teacher with its solver, and timesteps: whole ones for DPM-Solver++, which so cannot be too many."""
+    timesteps = run.timesteps(calls)
+    whole = [min(round(timestep), run.scheduler.config.num_train_timesteps - 1) for timestep in timesteps]
+    if run.order == 1 or len(set(whole)) < calls or whole[-1] < 1:
+        return run.source, timesteps
+    solver = run.source.scheduler.as_diffusers(DPMSolverMultistepScheduler)
+    pipe = VideoDiffusionPipeline(**{**run.source.components, "scheduler": solver})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, [float(timestep) for timestep in whole]
+
+
+def samples(pipe: VideoDiffusionPipeline, timesteps: list[float], clips: Tensor, given: int) -> Tensor:
     """What a pipeline makes after the first `given` frames of uint8 clips `[B, F, C, H, W]`, `[B, F − given, …]`."""
     made = []
     for start in range(0, len(clips), 16):

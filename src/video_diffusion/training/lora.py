@@ -30,6 +30,7 @@ from video_diffusion.training.text import RunText
 
 ADAPTER = "default"  # its name while it is trained
 OF_BASE = ("mask_probabilities", "caption_dropout", "weighting")  # that an adapter's training shares, beside the sizes
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 SIZES = ("num_frames", "image_size", "num_channels")
 OF_ENCODERS = {  # the layers of a text encoder that get an adapter, by the beginning of its kind
     "clip": ["q_proj", "k_proj", "v_proj", "out_proj"],
@@ -64,7 +65,7 @@ class LoraArguments(TrainArguments):
     )
     lora_dropout: float = argument(0.0, "Share of its inputs that are dropped.", real(0, below=1), "agrees")
     lora_target_modules: list[str] = argument(
-        ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],
+        list(TARGETS),
         "Layers of the network that get one, by the ends of their names.",
         each(text()),
         "agrees",
@@ -99,6 +100,35 @@ def of_base(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key in (*SIZES, *OF_BASE)}
 
 
+def require_peft() -> None:
+    """Raises an ImportError where peft is missing."""
+    if find_spec("peft") is None:
+        raise ImportError("Adapters need peft: pip install 'video-diffusion[lora]'")
+
+
+def lora_config(rank: int, targets: Sequence[str], alpha: float | None = None, dropout: float = 0.0) -> Any:
+    """The settings of an adapter of these layers, as peft has them; it does nothing yet. α: if left out, the rank."""
+    from peft import LoraConfig
+
+    return cast(Any, LoraConfig)(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+    )
+
+
+def check_targets(unet: nn.Module, targets: Sequence[str]) -> None:
+    """Refuses ends of names that no layer of a network has. Raises ValueError."""
+    plain = [name for name, part in unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in plain):
+            known = sorted({name.rpartition(".")[2] for name in plain if not name.rpartition(".")[2].isdigit()})
+            names = ", ".join(known)
+            raise ValueError(f"`lora_target_modules` has {target!r}, expected the end of a layer's name, as {names}.")
+
+
 class Adaptation(Run):
     """The training of an adapter.
 
@@ -117,11 +147,10 @@ class Adaptation(Run):
     args: LoraArguments
 
     def __init__(self, arguments: Sequence[Any]) -> None:
-        if find_spec("peft") is None:
-            raise ImportError("Adapters need peft: pip install 'video-diffusion[lora]'")
+        require_peft()
         args = arguments[-1]
         self.source = open_pipeline(args.pretrained_model_name_or_path)
-        self._check_targets(args.lora_target_modules)
+        check_targets(self.source.unet, args.lora_target_modules)
         check_frame_noise(args, has_frame_times(self.source.unet.config))
         if args.lora_text_encoder and self.source.text_encoder is None:
             raise ValueError("`lora_text_encoder` is True, expected False: the base reads no text.")
@@ -130,28 +159,10 @@ class Adaptation(Run):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
             self.config["example_prompts"] = [text for text in said if text][:4]
 
-    def _check_targets(self, targets: Sequence[str]) -> None:
-        plain = [name for name, part in self.source.unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-        for target in targets:
-            if not any(name == target or name.endswith(f".{target}") for name in plain):
-                known = sorted({name.rpartition(".")[2] for name in plain if not name.rpartition(".")[2].isdigit()})
-                raise ValueError(
-                    f"`lora_target_modules` has {target!r}, expected the end of a layer's name, such as "
-                    f"{', '.join(known)}."
-                )
-
     def _config(self, targets: Sequence[str]) -> Any:
         """Settings of an adapter of these layers, as peft has them."""
-        from peft import LoraConfig
-
-        args, config = self.args, cast(Any, LoraConfig)
-        return config(
-            r=args.lora_rank,
-            lora_alpha=args.lora_rank if args.lora_alpha is None else args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            init_lora_weights="gaussian",
-            target_modules=list(targets),
-        )
+        args = self.args
+        return lora_config(args.lora_rank, targets, args.lora_alpha, args.lora_dropout)
 
     def _adapt_encoder(self, encoder: Any) -> None:
         """Gives a text encoder an adapter; nothing else of it learns."""
