@@ -1,6 +1,7 @@
 """Distillation: its target against theory, its stages, its guidance, and a whole run that is stopped and goes on."""
 
 import json
+import re
 import runpy
 import shutil
 import signal
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 from denoisers import tiny_denoiser
@@ -17,6 +19,7 @@ from oracle import Gaussian, sampled_moments
 from tiny_training import scalars
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main as video_diffusion_command
+from video_diffusion.hub.adapters import ADAPTER
 from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.model.steps import spaced_timesteps
 from video_diffusion.training import command
@@ -74,19 +77,19 @@ EVENLY = torch.tensor([0.0, 1.0], dtype=torch.float64)
 SPACED = step_nodes(scheduler_of(), {"logsnr_spacing": [-3.0, 2.0]}, 4, True)
 
 
-def exact_student(scheduler, calls, nodes=EVENLY):
-    """The network whose one step is two of the exact denoiser's, by `joined_steps`, as an own-output function."""
+def exact_student(scheduler, calls, nodes=EVENLY, parts=2, order=1):
+    """The network whose one step is several of the exact denoiser's, by `joined_steps`, as an own-output function."""
     starts = times_at(torch.arange(1, calls + 1).double() / calls, nodes)
     teacher = exact(scheduler)
 
     def predict(sample, timestep, **_):
         number = torch.searchsorted(starts, timestep.double() / 1000 - 1e-6) + 1
-        times = [1000 * time for time in step_times(number / calls, calls, nodes)]
+        times = [1000 * time for time in step_times(number / calls, calls, nodes, parts)]
 
         def original(z, time):
             return scheduler.predict_original(teacher(z, time), time, z)
 
-        return scheduler.from_original(joined_steps(original, scheduler, sample, times), timestep, sample)
+        return scheduler.from_original(joined_steps(original, scheduler, sample, times, order), timestep, sample)
 
     return predict
 
@@ -100,18 +103,18 @@ def drawn(t, *shape, given=()):
 # ---------------------------------------------------------------------------------------------------------- the target
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 @pytest.mark.parametrize(("calls", "nodes"), [(1, EVENLY), (2, EVENLY), (8, EVENLY), (2, SPACED), (8, SPACED)])
-def test_the_exact_student_has_no_loss_and_any_other_has(prediction_type, calls, nodes):
+@pytest.mark.parametrize(("parts", "order"), [(2, 1), (3, 2)])
+def test_the_exact_student_has_no_loss_and_any_other_has(prediction_type, calls, nodes, parts, order):
     scheduler, shape = scheduler_of(prediction_type), (4, 1, 2, 3, 3)
     x, step = noise(*shape), drawn([0.1, 0.3, 0.7, 1.0], *shape)
 
     def loss(student):
-        return distillation_loss(
-            Model(student), Model(exact(scheduler)), scheduler, x, step, calls, nodes, "v_prediction", Told(), 1
-        )
+        networks, schedule = (Model(student), Model(exact(scheduler)), scheduler), (calls, nodes, "v_prediction")
+        return distillation_loss(*networks, x, step, *schedule, Told(), 1, parts, order)
 
-    best = loss(exact_student(scheduler, calls, nodes))
+    best = loss(exact_student(scheduler, calls, nodes, parts, order))
     assert max(value.max() for value in best) < 1e-12
-    other = loss(exact(scheduler))  # one step of the teacher is not two
+    other = loss(exact(scheduler))  # one step of the teacher is not several
     assert min(value.min() for value in other) > 1e-8
 
 
@@ -146,6 +149,55 @@ def test_two_steps_of_the_sampler_with_the_teacher_lead_where_one_step_with_the_
     torch.testing.assert_close(one.step(one.from_original(x, 750.0, z), 750.0, z).prev_sample, z_s)
 
 
+def test_the_steps_of_second_order_are_those_of_diffusers_dpm_solver():
+    """On the timesteps that the stock solver has; steps of first order are far from its."""
+    scheduler, z = scheduler_of(), noise(1, 1, 3, 4, 4)
+
+    def network(sample, timestep):
+        return torch.sin(3 * sample) * (1 - timestep / 1000)
+
+    stock = scheduler.as_diffusers(DPMSolverMultistepScheduler)
+    stock.set_timesteps(timesteps=[900, 700, 500, 300])
+    expected = z
+    for t in (900, 700, 500):
+        expected = stock.step(network(expected, t), t, expected).prev_sample
+    times = [torch.tensor([t], dtype=torch.float64) for t in (900.0, 700.0, 500.0, 300.0)]
+
+    def end(order):
+        x = joined_steps(lambda z, t: network(z, float(t)), scheduler, z, times, order)
+        return scheduler.ddim_step(x, times[0], times[-1], z)
+
+    first, second = ((end(order) - expected).abs().max() for order in (1, 2))
+    assert second < 1e-5 < 1e-3 < first
+
+
+def test_more_steps_of_second_order_come_to_the_true_solution_faster():
+    scheduler, z = scheduler_of(), noise(1, 1, 3, 4, 4)
+    exactly, ends = exact(scheduler), [torch.tensor([t], dtype=torch.float64) for t in (900.0, 300.0)]
+    solution = GAUSSIAN.solve_ode(z, *(scheduler.logsnr(end / 1000) for end in ends))
+
+    def error(parts, order):
+        times = [torch.lerp(*ends, part / parts) for part in range(parts + 1)]
+        x = joined_steps(exactly, scheduler, z, times, order)
+        return (scheduler.ddim_step(x, *ends, z) - solution).abs().max().item()
+
+    for order in (1, 2):
+        assert error(32, order) / error(64, order) == pytest.approx(2**order, rel=0.15)
+
+
+def test_a_step_to_the_data_is_of_first_order():
+    scheduler, x, before = scheduler_of(), noise(2, 1, 3, 4, 4), noise(2, 1, 3, 4, 4, seed=1)
+    times = [torch.tensor(pair, dtype=torch.float64) for pair in ([900.0, 900.0], [500.0, 500.0], [300.0, 0.0])]
+    made = scheduler.extrapolate_original(x, before, tuple(times))
+    assert torch.equal(made[1], x[1])
+    lam = [scheduler.logsnr(torch.tensor(t)).double() for t in (0.9, 0.5, 0.3)]
+    torch.testing.assert_close(made[0], x[0] + (x - before)[0] * (lam[2] - lam[1]) / (lam[1] - lam[0]) / 2)
+    with pytest.raises(ValueError, match="expected falling timesteps"):
+        scheduler.extrapolate_original(x, before, (500.0, 900.0, 300.0))
+    with pytest.raises(ValueError, match="`before` has shape"):
+        scheduler.extrapolate_original(x, before[:1], (900.0, 500.0, 300.0))
+
+
 def test_the_times_of_a_step_are_those_of_the_sampler():
     t, m, s = step_times(torch.tensor([1e-6, 0.25, 0.2500001, 0.6, 1.0]), 4, EVENLY)
     assert t.tolist() == [0.25, 0.25, 0.5, 0.75, 1.0]
@@ -163,6 +215,10 @@ def test_spaced_times_are_those_of_the_last_student_and_every_stage_has_them_amo
     assert t.tolist() == pytest.approx([*reversed(placed)])
     assert s.tolist() == pytest.approx([0.0, *reversed(placed[1:])])
     assert m.tolist() == pytest.approx(((t + s) / 2).tolist())
+    thirds = step_times(torch.tensor([1.0]), 4, SPACED, 3)
+    assert [1000 * float(time) for time in thirds] == pytest.approx(
+        [float(torch.lerp(1000 * t[3], 1000 * s[3], part / 3)) for part in range(4)]
+    )
     of_8 = step_times(torch.arange(1, 9) / 8, 8, SPACED)
     assert of_8[0][1::2].tolist() == pytest.approx(t.tolist())
     assert of_8[0][::2].tolist() == pytest.approx(m.tolist())
@@ -208,6 +264,7 @@ def test_the_first_teacher_is_guided_at_the_scale_of_each_clip():
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(error, expected)
     assert torch.equal(seen[0], scale)
+    assert [len(z) for z, _, _ in teacher.calls] == [3, 2, 3, 2]  # a clip at w = 1 needs one side alone
 
 
 def test_the_target_is_clipped_as_the_sampler_clips():
@@ -263,17 +320,30 @@ def test_stages_halve_the_calls(teacher, student, expected):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "message"),
+    ("teacher", "student", "stages", "expected"),
+    [(12, 4, 1, [4]), (16, 4, 1, [4]), (18, 2, 2, [6, 2]), (8, 2, 2, [4, 2])],
+)
+def test_stages_of_another_ratio(teacher, student, stages, expected):
+    assert plan_stages(teacher, student, stages) == expected
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
     [
-        (4, 8, "`student_calls` is 8, expected fewer than `teacher_calls`, 4"),
-        (4, 4, "`student_calls` is 4, expected fewer than `teacher_calls`, 4"),
-        (20, 2, "`teacher_calls` is 20, expected `student_calls`, 2, times a power of two"),
-        (16, 3, "`teacher_calls` is 16, expected `student_calls`, 3, times a power of two"),
+        ((4, 8), "`student_calls` is 8, expected fewer than `teacher_calls`, 4"),
+        ((4, 4), "`student_calls` is 4, expected fewer than `teacher_calls`, 4"),
+        ((20, 2), "`teacher_calls` is 20, expected `student_calls`, 2, times a power of two"),
+        ((16, 3), "`teacher_calls` is 16, expected `student_calls`, 3, times a power of two; or say `stages`"),
+        ((6, 4, 1), "`teacher_calls` is 6, expected `student_calls`, 4, times a whole number."),
+        (
+            (12, 4, 2),
+            "`teacher_calls` is 12, expected `student_calls`, 4, times a whole number to the power of `stages`, 2",
+        ),
     ],
 )
-def test_stages_that_do_not_lead_to_the_student_are_refused(teacher, student, message):
+def test_stages_that_do_not_lead_to_the_student_are_refused(calls, message):
     with pytest.raises(ValueError, match=message):
-        plan_stages(teacher, student)
+        plan_stages(*calls)
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -443,6 +513,110 @@ def test_guidance_stays_outside_where_the_range_is_1_to_1(digits, reference, tmp
     assert weights(tmp_path).keys() == weights(reference).keys()
 
 
+def test_a_single_scale_is_folded_in_without_being_read(digits, reference, tmp_path):
+    assert distil(digits, reference, tmp_path, "--guidance_range", 3, 3, "--max_steps", 2) == 0
+    assert weights(tmp_path).keys() == weights(reference).keys()
+    assert VideoDiffusionPipeline.from_pretrained(tmp_path).generation_config["guidance_scale"] == 1.0
+    run = Distillation(parse_distillation(flags_of(digits, reference, tmp_path, "--guidance_range", 3, 3)))
+    told = run._told(*parts_of(run, 0))
+    assert told.free is not None
+    assert set(told.scale.tolist()) <= {1.0, 3.0}
+    assert "timestep_cond" not in told.student
+    run.stages.advance(run.denoiser.state_dict())  # whose guidance is in its weights
+    assert run._told(*parts_of(run, 0)).free is None
+
+
+def parts_of(run, index):
+    x, noise = run.drawn(run.batches[index], index)
+    return run.batches[index], noise, index, x
+
+
+# ------------------------------------------------------------------------------------------------ adapters as students
+ADAPTED = ("--lora_rank", 2, "--lora_target_modules", "conv1", "--guidance_range", 2, 2, "--learning_rate", 0.02)
+
+
+@pytest.fixture(scope="module")
+def adapted(digits, reference, tmp_path_factory):
+    """Four steps from six calls to two and one, of an adapter. Not to be written to."""
+    pytest.importorskip("peft")
+    output = tmp_path_factory.mktemp("adapted") / "run"
+    flags = ("--teacher_calls", 8, "--student_calls", 2, "--checkpointing_steps", 1, "--checkpoints_total_limit", 9)
+    assert distil(digits, reference, output, *ADAPTED, *flags) == 0
+    return output
+
+
+def test_the_folder_of_an_adapter_makes_a_pipeline_of_its_base(adapted, reference):
+    assert {file.name for file in adapted.iterdir()} >= {ADAPTER, "README.md", "scheduler", "generation_config.json"}
+    pipe, base = (VideoDiffusionPipeline.from_pretrained(folder) for folder in (adapted, reference))
+    assert pipe.scheduler.config.deterministic is True
+    assert pipe.generation_config["num_inference_steps"] == 2
+    assert pipe.generation_config["guidance_scale"] == 1.0  # it is in the weights
+    learned, before = pipe.unet.state_dict(), base.unet.state_dict()
+    assert learned.keys() == before.keys()
+    changed = {name for name, value in learned.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.endswith("conv1.weight") for name in changed)
+    base.load_lora_weights(str(adapted))
+    z, text = torch.randn(1, 3, 3, 32, 32), torch.randn(1, 5, pipe.unet.config.cross_attention_dim)
+    torch.testing.assert_close(
+        pipe.unet(z, 500.0, text).sample, base.unet(z, 500.0, text).sample, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_every_stage_of_an_adapter_starts_from_the_one_before(adapted, digits, reference, tmp_path):
+    first, last = (VideoDiffusionPipeline.from_pretrained(folder) for folder in (adapted / "calls-4", adapted))
+    assert first.generation_config["num_inference_steps"] == 4
+    flags = flags_of(digits, reference, tmp_path, *ADAPTED, "--teacher_calls", 8, "--student_calls", 2)
+    run = Distillation(parse_distillation(flags))
+    assert sum(weight.numel() for weight in run.learned(run.learner)) < 0.2 * run.denoiser.num_parameters()
+    assert {name for name, weight in run.learner.named_parameters() if weight.requires_grad} == {
+        name for name, _ in run.learner.named_parameters() if "lora_" in name
+    }
+    average = [weight + 0.01 for weight in run.ema.shadow_params]
+    run.ema.shadow_params = [weight.clone() for weight in average]
+    run.progress.step = 2
+    run.next_stage()
+    assert run.calls == 2
+    for network in (run.denoiser, run.stages.teacher):
+        assert all(torch.equal(*pair) for pair in zip(run.learned(network), average, strict=True))
+    pairs = zip(first.unet.parameters(), last.unet.parameters(), strict=True)
+    assert not all(torch.equal(*pair) for pair in pairs)  # the second stage has learned too
+
+
+def test_an_adapters_run_that_was_stopped_goes_on_bit_for_bit(adapted, digits, reference, tmp_path):
+    for step in (2, 3):
+        copy = tmp_path / str(step)
+        copy.mkdir()
+        shutil.copytree(adapted / f"checkpoint-{step}", copy / f"checkpoint-{step}")
+        assert distil(digits, reference, copy, *ADAPTED, "--teacher_calls", 8, "--student_calls", 2) == 0
+        expected, got = load_file(adapted / ADAPTER), load_file(copy / ADAPTER)
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_a_merged_adapter_is_a_whole_pipeline(adapted, digits, reference, tmp_path):
+    flags = ("--teacher_calls", 8, "--student_calls", 2, "--merged")
+    assert distil(digits, reference, tmp_path, *ADAPTED, *flags) == 0
+    assert not (tmp_path / ADAPTER).exists()
+    one, other = (VideoDiffusionPipeline.from_pretrained(folder) for folder in (adapted, tmp_path))
+    for mine, theirs in zip(one.unet.parameters(), other.unet.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert one.generation_config == other.generation_config
+
+
+def test_an_adapter_without_its_base_or_of_another_adapter_is_refused(adapted, tmp_path):
+    copy = shutil.copytree(adapted, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*", "calls-*"))
+    record = json.loads((copy / "run.json").read_text())
+    for base, error, message in (
+        (None, ValueError, "`pretrained_model_name_or_path` = None, expected the name of the base"),
+        (str(copy), ValueError, "which is an adapter itself, expected a pipeline"),
+        ("moving-mmist", OSError, "Did you mean moving-mnist?"),
+    ):
+        (copy / "run.json").write_text(json.dumps(record | {"pretrained_model_name_or_path": base}))
+        with pytest.raises(error, match=re.escape(message)):
+            VideoDiffusionPipeline.from_pretrained(copy)
+
+
 def test_what_the_teacher_was_trained_on_is_the_default_and_flags_win(digits, reference, tmp_path):
     data, args = parse_distillation(["--pretrained_model_name_or_path", str(reference)])
     assert (data.num_frames, data.image_size, data.num_digits, data.num_images) == (3, 32, 1, 0)
@@ -488,6 +662,15 @@ def test_the_command_distils(digits, reference, tmp_path, capsys):
         (("--guidance_range", 4, 1), r"`guidance_range` is [4.0, 1.0], expected the least scale first"),
         (("--guidance_range", 0, 2), "`guidance_range` is [0.0, 2.0], expected two, each a number at least 1"),
         (("--guidance_range", 2), "`guidance_range` is [2.0], expected two"),
+        (("--lora_rank", 2), "`guidance_range` is [1.0, 3.0], expected one scale twice with `lora_rank`"),
+        (("--lora_rank", 0), "`lora_rank` is 0, expected a whole number from 1"),
+        (("--merged",), "`merged` is True, expected False without `lora_rank`"),
+        (
+            (*ADAPTED, "--lora_target_modules", "to_w"),
+            "`lora_target_modules` has 'to_w', expected the end of a",
+        ),
+        (("--stages", 3), "times a whole number to the power of `stages`, 3"),
+        (("--solver_order", 3), "`solver_order` is 3, expected a whole number from 1 to 2"),
         (("--max_steps", 1), "`max_steps` is 1, expected one at least for each of 2 stages"),
         (("--num_channels", 3), "`num_channels` is 3, expected"),
         (("--pretrained_model_name_or_path", "moving-mmist"), "Did you mean moving-mnist?"),

@@ -19,20 +19,25 @@ from video_diffusion.hub.cards import (
     is_ours,
     read_json,
 )
-from video_diffusion.hub.folder import INDEX
+from video_diffusion.hub.configs import read_generation_config
+from video_diffusion.hub.folder import (
+    ADAPTER,
+    GENERATION_CONFIG,
+    check_component,
+    find_folder,
+    is_adapter,
+    load_component,
+)
+from video_diffusion.hub.integrity import write_json
 from video_diffusion.hub.transfer import Destination, full_id, upload
+from video_diffusion.model.steps import check_generation_config
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
-ADAPTER = "pytorch_lora_weights.safetensors"  # as diffusers calls it
+SCHEDULER = "scheduler/scheduler_config.json"
 SETTINGS = "lora_adapter_metadata"  # in its header: the settings of peft's LoraConfig
-SENT = (ADAPTER, CARD, "run.json")
-
-
-def is_adapter(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds an adapter and no pipeline."""
-    return (Path(folder) / ADAPTER).is_file() and not (Path(folder) / INDEX).is_file()
+SENT = (ADAPTER, CARD, "run.json", GENERATION_CONFIG, SCHEDULER)
 
 
 def save_adapter(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[str], adapter: str = "default") -> Path:
@@ -64,6 +69,47 @@ def save_adapter(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[s
     with atomic_path(file) as draft:
         pipeline.save_lora_weights(draft.parent, weight_name=draft.name, **parts)
     return file
+
+
+def save_sampling(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[str]) -> None:
+    """Writes beside an adapter how it samples: the scheduler and the generation config of its pipeline."""
+    write_json(Path(folder) / GENERATION_CONFIG, check_generation_config(pipeline.generation_config))
+    pipeline.scheduler.save_pretrained(Path(folder) / "scheduler")
+
+
+def load_adapted(pipeline_class: Any, folder: Path, options: Mapping[str, Any]) -> "VideoDiffusionPipeline":
+    """The pipeline that an adapter makes of its base: its weights are added to the base's.
+
+    Args:
+        pipeline_class: whose `from_pretrained` loads the base.
+        folder: of the adapter. Its `run.json` names the base; where it says how to sample (`scheduler`,
+            `generation_config.json`), as a distilled one does, so the pipeline samples.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: where it names no base, or does not fit it.
+        OSError: where the base is not there.
+        ImportError: where peft is missing.
+    """
+    base, file = read_json(folder / "run.json").get("pretrained_model_name_or_path"), folder / "run.json"
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{file} has `pretrained_model_name_or_path` = {base!r}, expected the name of the base.")
+    if is_adapter(find_folder(pipeline_class, base, options)):
+        raise ValueError(f"{file} names {base!r} as the base, which is an adapter itself, expected a pipeline.")
+    own_config = read_generation_config(folder) if (folder / GENERATION_CONFIG).is_file() else None
+    scheduler = None
+    if (folder / SCHEDULER).is_file() and "scheduler" not in options:
+        check_component(folder / "scheduler", "VPContinuousScheduler")
+        scheduler = load_component(folder, "scheduler", "VPContinuousScheduler", options)
+    pipeline = pipeline_class.from_pretrained(base, **options)
+    pipeline.load_lora_weights(str(folder))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    if scheduler is not None:
+        pipeline.register_modules(scheduler=scheduler)
+    if own_config is not None:
+        pipeline.generation_config = own_config
+    return pipeline
 
 
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
@@ -211,7 +257,9 @@ def push_adapter(
     with tempfile.TemporaryDirectory() as desk:
         for name in SENT:
             if (source / name).is_file():
+                (Path(desk) / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / name, Path(desk) / name)
         if is_ours(Path(desk) / CARD):
             write_adapter_card(desk, repo_id)
-        return upload({file.name: file for file in sorted(Path(desk).iterdir())}, to, to.command("push", source))
+        files = {name: Path(desk) / name for name in sorted(SENT) if (Path(desk) / name).is_file()}
+        return upload(files, to, to.command("push", source))

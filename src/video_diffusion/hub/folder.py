@@ -54,6 +54,7 @@ SIBLINGS = {  # what such a file imports relatively, flat beside it
         "windows.py",
     ),
 }
+ADAPTER = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # reading such a file runs what its author put in it
@@ -70,8 +71,19 @@ def embedded_models() -> dict[str, Path]:
     return {folder.name: folder for folder in found}
 
 
+def embedded_adapters() -> dict[str, Path]:
+    """The adapters that come with the package, by name; each makes a pipeline of its base."""
+    found = [file.parent for shelf in reversed(SHELVES) for file in sorted(shelf.glob(f"*/{ADAPTER}"))]
+    return {folder.name: folder for folder in found if is_adapter(folder)}
+
+
+def is_adapter(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds an adapter and no pipeline."""
+    return (Path(folder) / ADAPTER).is_file() and not (Path(folder) / INDEX).is_file()
+
+
 def resolve_model(name: str, argument: str = "model") -> str:
-    """Finds a pipeline: a folder, else an embedded one by its name, else what can be a Hub id.
+    """Finds a pipeline, or an adapter: a folder, else an embedded one by its name, else what can be a Hub id.
 
     Returns:
         a folder's path or a Hub id, for `VideoDiffusionPipeline.from_pretrained`.
@@ -79,13 +91,13 @@ def resolve_model(name: str, argument: str = "model") -> str:
     Raises:
         ValueError: where it is none of these, naming `argument`.
     """
-    if (Path(name) / INDEX).is_file():
+    if (Path(name) / INDEX).is_file() or is_adapter(name):
         return name
-    embedded = embedded_models()
+    embedded = embedded_models() | embedded_adapters()
     if name in embedded:
         return str(embedded[name])
     if Path(name).is_dir():
-        raise ValueError(f"`{argument}` is the folder {name!r}, expected one that holds a {INDEX}.")
+        raise ValueError(f"`{argument}` is the folder {name!r}, expected one that holds a {INDEX} or a {ADAPTER}.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     near = get_close_matches(name, embedded, n=1)
@@ -96,7 +108,7 @@ def resolve_model(name: str, argument: str = "model") -> str:
 
 
 def find_folder(pipeline_class: Any, name: str, options: Mapping[str, Any]) -> Path:
-    """The folder of a pipeline, downloaded where it is on the Hub.
+    """The folder of a pipeline or an adapter, downloaded where it is on the Hub.
 
     Args:
         pipeline_class: its `download` is used.
@@ -116,9 +128,26 @@ def find_folder(pipeline_class: Any, name: str, options: Mapping[str, Any]) -> P
         folder = Path(pipeline_class.download(place, **options))
         _download_generation_config(place, folder, options)
     except OSError as error:
+        if (adapter := _download_adapter(place, options)) is not None:
+            return adapter
         where = f"{name!r} is no folder in {Path.cwd()}"
         raise OSError(f"{where}, and as a Hub id it was not loaded: {error}") from error
     return folder
+
+
+def _download_adapter(repo_id: str, options: Mapping[str, Any]) -> Path | None:
+    """The folder of an adapter's repository, or None where there is no such repository."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    names = ("revision", "cache_dir", "token", "local_files_only")
+    passed = {key: options[key] for key in names if options.get(key) is not None}
+    try:
+        hf_hub_download(repo_id, ADAPTER, **passed)
+        wanted = [ADAPTER, "run.json", GENERATION_CONFIG, "scheduler/*.json"]
+        return Path(snapshot_download(repo_id, allow_patterns=wanted, **passed))
+    except (OSError, EntryNotFoundError):
+        return None
 
 
 def _download_generation_config(repo_id: str, snapshot: Path, options: Mapping[str, Any]) -> None:

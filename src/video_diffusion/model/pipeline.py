@@ -234,7 +234,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         are float32 unless `dtype` says otherwise, those of the text encoder too.
 
         Args:
-            pretrained_model_name_or_path: a folder, the name of a model that comes with the package, or a Hub id.
+            pretrained_model_name_or_path: a folder, the name of a model that comes with the package, or a Hub id; of
+                an adapter too, which is then added to the weights of its base.
             kwargs: as in diffusers.
 
         Raises:
@@ -245,6 +246,12 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
 
         kwargs = hub.check_options(kwargs)
         folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
+        if hub.is_adapter(folder):
+            import video_diffusion.hub.adapters as adapters
+
+            pipeline = adapters.load_adapted(cls, folder, kwargs)
+            pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+            return pipeline
         components, generation_config = hub.read_folder(folder, kwargs)
         own = {name: hub.load_component(folder, name, kind, kwargs) for name, kind in components.items()}
         with hub.naming(folder):

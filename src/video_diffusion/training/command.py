@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from video_diffusion.hub.adapters import push_adapter, save_adapter, write_adapter_card
+from video_diffusion.hub.adapters import push_adapter, save_adapter, save_sampling, write_adapter_card
 from video_diffusion.hub.publish import push_pipeline
 from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.checkpoints import (
@@ -133,7 +133,10 @@ def finish_adapter(run: Adaptation | Distillation) -> None:
     _require_learned(run, "adapter")
     if not run.accelerator.is_main_process:
         return
-    save_adapter(run.pipeline(merged=False), run.output)
+    pipe = run.pipeline(merged=False)
+    save_adapter(pipe, run.output)
+    if isinstance(run, Distillation):
+        save_sampling(pipe, run.output)
     write_adapter_card(run.output, run.args.hub_model_id)
     print(f"Trained {run.progress.step} steps; the adapter is in {run.output}.")
     if run.args.push_to_hub and run.args.hub_model_id is not None:
