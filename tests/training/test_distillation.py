@@ -12,14 +12,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from safetensors.torch import load_file
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from denoisers import tiny_denoiser
+from loopback_hub import LoopbackHub
 from oracle import Gaussian, sampled_moments
 from tiny_training import scalars
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main as video_diffusion_command
-from video_diffusion.hub.adapters import ADAPTER
+from video_diffusion.data.reading import read_video
+from video_diffusion.evaluation import open_source
+from video_diffusion.hub.folder import ADAPTER, weights_digest
 from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.model.steps import spaced_timesteps
 from video_diffusion.training import command
@@ -602,6 +606,65 @@ def test_a_merged_adapter_is_a_whole_pipeline(adapted, digits, reference, tmp_pa
     for mine, theirs in zip(one.unet.parameters(), other.unet.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
     assert one.generation_config == other.generation_config
+
+
+def test_the_card_of_an_adapter_tells_of_its_calls_and_its_examples_run(
+    adapted, reference, tmp_path, monkeypatch, capsys
+):
+    folder = shutil.copytree(adapted, tmp_path / "few", ignore=shutil.ignore_patterns("checkpoint-*", "calls-*"))
+    assert video_diffusion_command(["card", str(folder), "--samples"]) == 0
+    assert {file.name for file in (folder / "samples").iterdir()} == {"generated.gif", "predicted.gif"}
+    card = ModelCard.load(folder / "README.md")
+    assert "a clip in 2 calls of the network" in card.text
+    assert "![generated](samples/generated.gif)" in card.text
+    for row in ("of the teacher | 8", "of the last student | 2", "that are folded in | 2.0, 2.0", "steps | 4"):
+        assert f"{row} |" in card.text
+    blocks = [part.split("```")[0] for part in card.text.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        code = block.replace(f'"{reference.name}"', repr(str(reference))).replace('"few"', repr(str(folder)))
+        exec(compile(code, "card", "exec"), names)
+    assert len(read_video(tmp_path / "clip.gif")) == 3
+
+
+def test_figures_belong_to_an_adapter_and_its_base(adapted, reference, tmp_path):
+    folder = shutil.copytree(adapted, tmp_path / "few", ignore=shutil.ignore_patterns("checkpoint-*", "calls-*"))
+    digest = weights_digest(folder)
+    assert digest == weights_digest(adapted)
+    assert digest != weights_digest(reference)
+    learned = load_file(folder / ADAPTER)
+    save_file({key: value + 0.1 for key, value in learned.items()}, folder / ADAPTER)
+    assert weights_digest(folder) != digest
+    source = open_source(str(adapted))
+    assert source.identity["weights"] == digest
+    assert (source.settings["steps"], source.settings["sampler"]) == (2, "ddim")
+
+
+def test_a_distilled_adapter_is_published_whole_and_is_a_pipeline_from_the_hub(
+    adapted, reference, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(adapted, tmp_path / "few", ignore=shutil.ignore_patterns("checkpoint-*", "calls-*"))
+    (folder / "samples").mkdir()
+    (folder / "samples" / "generated.gif").write_bytes(b"GIF89a")
+    video = torch.rand(1, 1, 1, 32, 32)
+
+    def clip(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        return pipe("a 3", video=video, generator=torch.Generator().manual_seed(0), output_type="pt").frames
+
+    token = "hf_" + "t" * 34
+    with LoopbackHub({token: "you"}) as hub:
+        hub.log_in(monkeypatch, tmp_path, token)
+        assert video_diffusion_command(["push", str(folder), "you/few"]) == 0
+        found = VideoDiffusionPipeline.from_pretrained("you/few", cache_dir=tmp_path / "cache")
+        with pytest.raises(OSError, match="you/none"):
+            VideoDiffusionPipeline.from_pretrained("you/none", cache_dir=tmp_path / "cache")
+    sent = {file.name for file in (tmp_path / "cache").rglob("snapshots/*/*")}
+    assert {ADAPTER, "run.json", "generation_config.json", "scheduler"} <= sent
+    assert torch.equal(clip(found), clip(VideoDiffusionPipeline.from_pretrained(folder)))
+    assert found.config["_name_or_path"] == "you/few"
 
 
 def test_an_adapter_without_its_base_or_of_another_adapter_is_refused(adapted, tmp_path):

@@ -167,7 +167,7 @@ def test_the_card_names_base_and_settings_and_its_example_runs(base, trained, tm
     exec(compile(code.replace("num_inference_steps=20", "num_inference_steps=1"), "card", "exec"), {})
     assert len(read_video(tmp_path / "clip.gif")) == FRAMES
     assert main(["card", str(trained), "--samples"]) == 2
-    assert "`--samples` is for the folder of a pipeline" in capsys.readouterr().err
+    assert "`--samples` is for a pipeline, or an adapter with a generation_config.json" in capsys.readouterr().err
 
 
 def test_the_command_generates_with_an_adapter(base, trained, tmp_path):

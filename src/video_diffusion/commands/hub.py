@@ -63,14 +63,14 @@ def destination(args: argparse.Namespace) -> dict[str, Any]:
 def run_push(args: argparse.Namespace) -> None:
     """Publishes a pipeline and prints where it is."""
     from video_diffusion.hub.adapters import is_adapter, push_adapter
-    from video_diffusion.hub.folder import embedded_models
+    from video_diffusion.hub.folder import embedded_adapters, embedded_models
     from video_diffusion.hub.publish import push_pipeline
 
-    if is_adapter(args.folder):
-        url = push_adapter(args.folder, args.repo_id, **destination(args))
+    folder = (embedded_models() | embedded_adapters()).get(args.folder, args.folder)
+    if is_adapter(folder):
+        url = push_adapter(folder, args.repo_id, **destination(args))
         report(args, f"Published: {url}", published=url)
         return
-    folder = embedded_models().get(args.folder, args.folder)
     variant = None if args.variant == "none" else args.variant
     url = push_pipeline(folder, args.repo_id, variant=variant, **destination(args))
     report(args, f"Published: {url}", published=url)
@@ -88,16 +88,16 @@ def run_card(args: argparse.Namespace) -> None:
     """Writes the card and prints where it is."""
     from video_diffusion.hub.adapters import is_adapter, write_adapter_card
     from video_diffusion.hub.cards import write_card, write_samples
+    from video_diffusion.hub.folder import GENERATION_CONFIG
 
-    if is_adapter(args.folder):
-        if args.samples:
-            raise ValueError("`--samples` is for the folder of a pipeline; this is one of an adapter.")
-        file = write_adapter_card(args.folder, args.repo_id)
-        report(args, f"Written: {file}", written=file)
-        return
+    adapter = is_adapter(args.folder)
     if args.samples:
         from video_diffusion.sampling import load_pipeline
 
+        if adapter and not (args.folder / GENERATION_CONFIG).is_file():
+            raise ValueError(
+                f"`--samples` is for a pipeline, or an adapter with a {GENERATION_CONFIG}; this has none."
+            )
         write_samples(args.folder, load_pipeline(str(args.folder)))
-    file = write_card(args.folder, args.repo_id)
+    file = (write_adapter_card if adapter else write_card)(args.folder, args.repo_id)
     report(args, f"Written: {file}", written=file)

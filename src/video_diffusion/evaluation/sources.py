@@ -19,7 +19,15 @@ from video_diffusion.data.pictures import list_pictures
 from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
-from video_diffusion.hub.folder import INDEX, embedded_models, resolve_model, weights_digest
+from video_diffusion.hub.folder import (
+    INDEX,
+    embedded_adapters,
+    embedded_models,
+    find_folder,
+    is_adapter,
+    resolve_model,
+    weights_digest,
+)
 from video_diffusion.model.steps import resolve_steps
 from video_diffusion.model.windows import Window, plan_windows
 from video_diffusion.sampling import OWN_SAMPLER, frame_size, load_pipeline, sampler_name
@@ -352,10 +360,11 @@ def open_source(
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
     folder = Path(model)
-    if model not in embedded_models() and folder.is_dir() and not (folder / INDEX).is_file():
+    embedded = embedded_models() | embedded_adapters()
+    if model not in embedded and folder.is_dir() and not (folder / INDEX).is_file() and not is_adapter(folder):
         return FolderSource(folder)
     found = Path(resolve_model(model))
-    folder = found if found.is_dir() else Path(VideoDiffusionPipeline.download(str(found)))
+    folder = found if found.is_dir() else find_folder(VideoDiffusionPipeline, str(found), {})
     identity = {
         "kind": "pipeline",
         "name": model,

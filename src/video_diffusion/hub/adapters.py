@@ -15,16 +15,19 @@ from video_diffusion.hub.cards import (
     dataset_of,
     describe_data,
     describe_recipe,
+    eval_results,
     find_template,
     is_ours,
+    read_evaluations,
     read_json,
 )
 from video_diffusion.hub.configs import read_generation_config
 from video_diffusion.hub.folder import (
     ADAPTER,
     GENERATION_CONFIG,
+    carried_files,
     check_component,
-    find_folder,
+    find_base,
     is_adapter,
     load_component,
 )
@@ -91,17 +94,13 @@ def load_adapted(pipeline_class: Any, folder: Path, options: Mapping[str, Any]) 
         OSError: where the base is not there.
         ImportError: where peft is missing.
     """
-    base, file = read_json(folder / "run.json").get("pretrained_model_name_or_path"), folder / "run.json"
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"{file} has `pretrained_model_name_or_path` = {base!r}, expected the name of the base.")
-    if is_adapter(find_folder(pipeline_class, base, options)):
-        raise ValueError(f"{file} names {base!r} as the base, which is an adapter itself, expected a pipeline.")
+    base = find_base(folder, options)
     own_config = read_generation_config(folder) if (folder / GENERATION_CONFIG).is_file() else None
     scheduler = None
     if (folder / SCHEDULER).is_file() and "scheduler" not in options:
         check_component(folder / "scheduler", "VPContinuousScheduler")
         scheduler = load_component(folder, "scheduler", "VPContinuousScheduler", options)
-    pipeline = pipeline_class.from_pretrained(base, **options)
+    pipeline = pipeline_class.from_pretrained(str(base), **options)
     pipeline.load_lora_weights(str(folder))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -148,23 +147,30 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
     folder = Path(folder).absolute()
     if not is_adapter(folder):
         raise ValueError(f"`folder` is {folder}, expected one that holds a {ADAPTER}.")
-    run, settings = read_json(folder / "run.json"), read_settings(folder)
+    run, settings, generation = read_json(folder / "run.json"), read_settings(folder), read_generation_config(folder)
     model_id = repo_id or run.get("hub_model_id") or folder.name
     base = base_of(run)
     dataset = dataset_of(run)
     on_hub = base.count("/") == 1
     size = run.get("image_size") or 64
     height, width = [size, size] if isinstance(size, int) else size
-    of_text = "text_encoder" in settings or bool(run.get("captions"))
+    steps = generation.get("num_inference_steps")
+    of_text = "text_encoder" in settings or bool(run.get("captions")) or "guidance_scale" in generation
+    evaluations = read_evaluations(folder)
+    task = "text-to-video" if of_text else "video-to-video"
+    results = [result for e in evaluations if not e.other_weights for result in eval_results(e, task)]
     data = ModelCardData(
         license="apache-2.0",
         library_name="diffusers",
         base_model=base,
         base_model_relation="adapter",
-        pipeline_tag="text-to-video" if of_text else "video-to-video",
+        pipeline_tag=task,
         tags=["lora", "video-diffusion", "diffusers-training", "template:diffusion-lora"],
         datasets=[run["dataset_name"]] if str(run.get("dataset_name") or "").count("/") == 1 else None,
         instance_prompt=_prompt(run),
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=model_id.rpartition("/")[2] if results else None,
+        eval_results=results or None,
     )
     values: dict[str, Any] = {
         "name": model_id.rpartition("/")[2],
@@ -172,7 +178,12 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
         "base": base,
         "on_hub": on_hub,
         "adapter": model_id.rpartition("/")[2],
-        "prompt": _prompt(run),
+        "prompt": _prompt({**generation, **run}),
+        "calls": steps,
+        "scale": generation.get("guidance_scale", 1.0),
+        "timesteps": generation.get("timesteps"),
+        "reports": evaluations,
+        "samples": sorted(folder.glob("samples/*.gif")),
         "frames": run.get("num_frames") or 10,
         "height": height,
         "width": width,
@@ -230,7 +241,9 @@ def push_adapter(
     create_pr: bool = False,
     commit_message: str | None = None,
 ) -> str:
-    """Publishes an adapter in one commit: its weights, card and `run.json`. The folder is only read.
+    """Publishes an adapter in one commit: weights, card, `run.json`, how it samples, evaluations and samples.
+
+    The folder is only read.
 
     Args:
         folder: of an adapter.
@@ -255,11 +268,12 @@ def push_adapter(
     message = commit_message or "Upload adapter and card"
     to = Destination(repo_id, "model", private, token, revision, create_pr, message)
     with tempfile.TemporaryDirectory() as desk:
-        for name in SENT:
+        for name in [*SENT, *carried_files(source)]:
             if (source / name).is_file():
                 (Path(desk) / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / name, Path(desk) / name)
         if is_ours(Path(desk) / CARD):
             write_adapter_card(desk, repo_id)
-        files = {name: Path(desk) / name for name in sorted(SENT) if (Path(desk) / name).is_file()}
+        found = sorted(file for file in Path(desk).rglob("*") if file.is_file())
+        files = {file.relative_to(desk).as_posix(): file for file in found}
         return upload(files, to, to.command("push", source))

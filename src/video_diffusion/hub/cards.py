@@ -34,7 +34,13 @@ RECIPE = {  # keys of run.json, as the card calls them
     "vae": "in the latents of",
     "pretrained_model_name_or_path": "weights it started from",
     "weighting": "weighting of the loss",
+    "teacher_calls": "calls of the network, of the teacher",
+    "student_calls": "calls of the network, of the last student",
+    "stages": "stages between them",
+    "solver_order": "order of the teacher's solver",
+    "guidance_range": "scales of guidance that are folded in",
     "max_steps": "steps",
+    "minutes_taken": "minutes",
     "per_device_batch_size": "clips on a device in a pass",
     "gradient_accumulation_steps": "passes in a step",
     "optimizer": "optimiser",
@@ -274,7 +280,7 @@ def describe_recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     skipped = ("variant", "num_digits") if dataset_of(run) else ()
     found = [("data", str(dataset_of(run)))] if dataset_of(run) else []
     for key, title in RECIPE.items():
-        value = run.get(key)
+        value = run.get("steps_taken", run.get(key)) if key == "max_steps" else run.get(key)
         if value is not None and key not in skipped:
             found.append((title, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return found

@@ -82,6 +82,29 @@ def is_adapter(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / ADAPTER).is_file() and not (Path(folder) / INDEX).is_file()
 
 
+def find_base(adapter: Path, options: Mapping[str, Any] | None = None) -> Path:
+    """The folder of the pipeline that an adapter was made for, downloaded where it is on the Hub.
+
+    Args:
+        adapter: the adapter's folder, whose `run.json` names the base.
+        options: keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: where it names none, or another adapter.
+        OSError: where the base is not there.
+    """
+    from video_diffusion import VideoDiffusionPipeline
+
+    file = adapter / "run.json"
+    base = read_json(file).get("pretrained_model_name_or_path") if file.is_file() else None
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{file} has `pretrained_model_name_or_path` = {base!r}, expected the name of the base.")
+    found = find_folder(VideoDiffusionPipeline, base, options or {})
+    if is_adapter(found):
+        raise ValueError(f"{file} names {base!r} as the base, which is an adapter itself, expected a pipeline.")
+    return found
+
+
 def resolve_model(name: str, argument: str = "model") -> str:
     """Finds a pipeline, or an adapter: a folder, else an embedded one by its name, else what can be a Hub id.
 
@@ -382,12 +405,20 @@ def weights_digest(folder: Path) -> str:
     """What weights a pipeline's folder holds: the SHA-256 of their values in half precision, whatever the files.
 
     Full weights, their fp16 variant and the shards of either have one digest; so a figure that was measured with a
-    model still belongs to it after an export.
+    model still belongs to it after an export. Of an adapter: that of its own weights and its base's.
+
+    Raises:
+        OSError: where an adapter's base is not there.
+        ValueError: where an adapter names none.
     """
     from safetensors import safe_open
 
     found: dict[str, str] = {}
-    for file in sorted(folder.glob("*/*.safetensors")):
+    files = sorted(folder.glob("*/*.safetensors"))
+    if is_adapter(folder):
+        files = [folder / ADAPTER]
+        found["base"] = weights_digest(find_base(folder))
+    for file in files:
         with safe_open(str(file), framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  it is no mapping
                 if (key := f"{file.parent.name}/{name}") not in found:
@@ -507,12 +538,16 @@ def write_code(parts: Iterable[Any], folder: Path, link: bool = False) -> None:
                 shutil.copyfile(file, target)
 
 
+def carried_files(folder: Path) -> list[str]:
+    """The evaluations and samples in a folder, by their names in it."""
+    found = [file for name, endings in CARRIED.items() for file in folder.glob(f"{name}/*") if file.suffix in endings]
+    return sorted(file.relative_to(folder).as_posix() for file in found if file.is_file())
+
+
 def _keep_other_files(source: Path, folder: Path) -> None:
     """Copies what of `source` is no component and `folder` lacks: card, licence, run.json, evaluations, samples."""
     files = [file for file in source.iterdir() if file.is_file()] if source.is_dir() else []
-    for name, endings in CARRIED.items():
-        files += [file for file in source.glob(f"{name}/*") if file.is_file() and file.suffix in endings]
-    for file in files:
+    for file in (*files, *(source / name for name in carried_files(source))):
         target = folder / file.relative_to(source)
         if not target.exists() and not target.is_symlink():
             target.parent.mkdir(exist_ok=True)

@@ -92,8 +92,12 @@ def record(run: Run) -> dict[str, Any]:
     return {**run.config, "clips_per_step": clips, "history": run.history}
 
 
-def write_record(run: Run) -> None:
+def write_record(run: Run, ended: bool = False) -> None:
     """Writes `run.json` into the output folder.
+
+    Args:
+        run: of it.
+        ended: whether it is at its end; then the steps and minutes that it took stand there too.
 
     Raises:
         ValueError: if nothing can be written there.
@@ -101,7 +105,8 @@ def write_record(run: Run) -> None:
     try:
         run.output.mkdir(parents=True, exist_ok=True)
         draft = run.output / f".{RECORD}.tmp"
-        write_json(draft, record(run))
+        taken = {"steps_taken": run.progress.step, "minutes_taken": round(run.progress.seconds / 60, 1)}
+        write_json(draft, record(run) | (taken if ended else {}))
         to_disk(draft)
         os.replace(draft, run.output / RECORD)
     except OSError as error:

@@ -83,6 +83,8 @@ def _part(
             require_finite(run)
         _let_go(run)
         if stopped_by is None:
+            if run.accelerator.is_main_process:
+                write_record(run, ended=True)
             finish(run)
     except FloatingPointError as error:  # all processes raise it together
         _let_go(run)
