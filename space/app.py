@@ -14,6 +14,6 @@ if __name__ == "__main__":
     if SERVE not in sys.argv:
         sys.exit(keep([sys.executable, __file__, SERVE]))
     from video_diffusion.demo.page import serve
-    from video_diffusion.hub.folder import embedded_models
+    from video_diffusion.hub.folder import embedded_adapters, embedded_models
 
-    serve(os.environ.get("MODEL") or next(iter(embedded_models())))
+    serve(os.environ.get("MODEL") or next(iter(embedded_adapters() | embedded_models())))

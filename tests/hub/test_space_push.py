@@ -1,8 +1,10 @@
 """`video-diffusion space push`: what goes to the Hub, and that the Space starts from it alone."""
 
 import ast
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,11 +14,12 @@ import pytest
 import yaml
 
 from demo_server import connect, free_port
+from denoisers import SMALLEST, tiny_denoiser
 from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.hub import transfer
-from video_diffusion.hub.folder import PACKAGE, export_folder
+from video_diffusion.hub.folder import ADAPTER, PACKAGE, embedded_adapters, export_folder
 from video_diffusion.hub.publish import LEFT_OUT, push_space, space_files
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +80,27 @@ def test_another_push_takes_away_what_is_no_longer_of_the_package_and_leaves_the
     files = hub.files(ID, "spaces")
     assert not set(ours) & set(files)
     assert files["notes.txt"] == files["pictures/a.txt"] == b"mine"
+
+
+def test_an_adapter_goes_with_its_base_and_one_of_another_base_is_refused(tmp_path, monkeypatch):
+    shelf = tmp_path / "shelf"
+    monkeypatch.setattr("video_diffusion.hub.folder.SHELVES", (shelf,))
+    pipeline = VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler())
+    export_folder(pipeline, shelf / "tiny")
+    adapter = shelf / "tiny-few"
+    adapter.mkdir()
+    (adapter / ADAPTER).write_bytes(b"weights")
+    (adapter / "README.md").write_text("card")
+    (adapter / "run.json").write_text(json.dumps({"pretrained_model_name_or_path": "tiny"}))
+    files = space_files("tiny-few")
+    parts = {name for name in files if "/tiny-few/" in name}
+    assert parts == {"video_diffusion/pipelines/tiny-few/run.json", f"video_diffusion/pipelines/tiny-few/{ADAPTER}"}
+    assert f"{MODEL}/unet/diffusion_pytorch_model.safetensors" in files
+    assert list(embedded_adapters()) == ["tiny-few"]
+    elsewhere = shutil.copytree(shelf / "tiny", tmp_path / "elsewhere")
+    (adapter / "run.json").write_text(json.dumps({"pretrained_model_name_or_path": str(elsewhere)}))
+    with pytest.raises(ValueError, match="expected one of an embedded model"):
+        space_files("tiny-few")
 
 
 def test_what_is_no_model_or_a_pickle_is_refused_before_anything_is_sent(hub, folder, tmp_path, capsys):

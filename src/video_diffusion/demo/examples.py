@@ -50,7 +50,7 @@ def write_examples(studio: Studio, folder: Path) -> dict[str, tuple[Asked, Resul
 
 def main() -> None:
     """Makes the clips with the embedded model."""
-    from video_diffusion.hub.folder import embedded_models, weights_digest
+    from video_diffusion.hub.folder import resolve_model, weights_digest
     from video_diffusion.sampling import OWN_SAMPLER, load_pipeline
 
     studio = Studio(load_pipeline(MODEL, OWN_SAMPLER))
@@ -61,7 +61,7 @@ def main() -> None:
         (clips[title], _), queries[title] = studio.clips(asked), asked.query
         print(f"{title}: {asked.query}")
     np.savez_compressed(CLIPS, **clips)
-    index = {"weights": weights_digest(embedded_models()[MODEL]), "examples": queries}
+    index = {"weights": weights_digest(Path(resolve_model(MODEL))), "examples": queries}
     INDEX.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

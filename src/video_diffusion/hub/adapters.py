@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
 SCHEDULER = "scheduler/scheduler_config.json"
+WORKING = (ADAPTER, "run.json", GENERATION_CONFIG, SCHEDULER)  # what an adapter's folder needs to work
 SETTINGS = "lora_adapter_metadata"  # in its header: the settings of peft's LoraConfig
-SENT = (ADAPTER, CARD, "run.json", GENERATION_CONFIG, SCHEDULER)
 
 
 def save_adapter(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[str], adapter: str = "default") -> Path:
@@ -268,7 +268,7 @@ def push_adapter(
     message = commit_message or "Upload adapter and card"
     to = Destination(repo_id, "model", private, token, revision, create_pr, message)
     with tempfile.TemporaryDirectory() as desk:
-        for name in [*SENT, *carried_files(source)]:
+        for name in [*WORKING, CARD, *carried_files(source)]:
             if (source / name).is_file():
                 (Path(desk) / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / name, Path(desk) / name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from video_diffusion.data.modes import as_usual
+from video_diffusion.hub.adapters import WORKING
 from video_diffusion.hub.folder import (
     GENERATION_CONFIG,
     INDEX,
@@ -18,8 +19,11 @@ from video_diffusion.hub.folder import (
     PICKLES,
     check_target,
     check_weights,
+    embedded_adapters,
     embedded_models,
     export_folder,
+    find_base,
+    is_adapter,
     refuse_pickles,
     swap,
 )
@@ -263,7 +267,7 @@ def push_space(
 
     Args:
         repo_id: "owner/name", or "name" for the owner of the token; made where it is missing.
-        model: an embedded model by its name, or the folder of a pipeline; only read.
+        model: an embedded model by its name, or the folder of a pipeline or of an embedded model's adapter; only read.
         private: whether a new Space is private; None: as the owner's settings say.
         token: of the Hub; None: the one of `HF_TOKEN` or `hf auth login`.
         revision: a branch, made where it is missing; None: main.
@@ -290,21 +294,41 @@ def space_files(model: str | os.PathLike[str]) -> dict[str, Path]:
         model: as in `push_space`.
 
     Raises:
-        ValueError: where it is no pipeline, or one with pickles for weights.
+        ValueError: where it is no pipeline, or one with pickles for weights, or an adapter of a model that is not
+            embedded.
     """
-    folder = Path(embedded_models().get(str(model), model))
-    if not (folder / INDEX).is_file():
-        known = ", ".join(embedded_models()) or "there is none here"
+    embedded = embedded_models() | embedded_adapters()
+    folder = Path(embedded.get(str(model), model))
+    if not (folder / INDEX).is_file() and not is_adapter(folder):
+        known = ", ".join(embedded) or "there is none here"
         raise ValueError(f"`model` is {str(model)!r}, expected an embedded one ({known}) or the folder of a pipeline.")
-    place = f"{ROOT}/pipelines/{re.sub(r'[^A-Za-z0-9._-]', '-', folder.resolve().name)}"
-    parts, index = _files(folder), json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    refuse_pickles((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), index)
+    folders = [folder]
+    if is_adapter(folder):
+        folders.append(base := find_base(folder))
+        if embedded_models().get(base.name) != base:
+            raise ValueError(
+                f"`model` is {str(model)!r}, an adapter of {base}, expected one of an embedded model: the Space would "
+                "not find its base. Train with `--merged` for a whole pipeline."
+            )
+    models: dict[str, Path] = {}
+    for one in folders:
+        models |= _model_files(one)
     space = next(shelf for shelf in SPACES if (shelf / "app.py").is_file())
     files = _files(space)
     files |= {f"{ROOT}/{name}": file for name, file in _files(PACKAGE).items() if name.split("/")[0] not in LEFT_OUT}
+    return files | models
+
+
+def _model_files(folder: Path) -> dict[str, Path]:
+    """Those files of a pipeline or an adapter that the page needs, by their names in the Space."""
+    place = f"{ROOT}/pipelines/{re.sub(r'[^A-Za-z0-9._-]', '-', folder.resolve().name)}"
+    if is_adapter(folder):
+        return {f"{place}/{name}": folder / name for name in WORKING if (folder / name).is_file()}
+    parts, index = _files(folder), json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    refuse_pickles((file.relative_to(folder).as_posix() for file in folder.glob("*/*")), index)
     named = (INDEX, GENERATION_CONFIG)
     wanted = [n for n, file in parts.items() if n in named or (n.split("/")[0] in index and file.suffix in WEIGHTS)]
-    return files | {f"{place}/{name}": parts[name] for name in wanted}
+    return {f"{place}/{name}": parts[name] for name in wanted}
 
 
 def _files(folder: Path) -> dict[str, Path]:
