@@ -7,7 +7,9 @@ writes benchmarks/results/calls.json, a table (.md) and a chart (.png). Classic 
 of 64×64. Prediction: 5 frames are given; its error is the squared error of one sample, summed over a frame's pixels,
 mean over the 5 frames that are predicted; its FVD is that of all 10 frames. Generation: nothing is given. Beside them
 stands the FVD of real clips against real clips at the same number of clips. A run that was killed goes on: what is
-finished is kept in `calls-parts` beside the JSON.
+finished is kept in `calls-parts` beside the JSON. A distilled model is measured at its own calls:
+
+    python -m benchmarks.calls --model moving-mnist-4step --calls 4 --out benchmarks/results/calls_4step.json
 """
 
 import argparse
@@ -100,8 +102,8 @@ def table(report: dict[str, Any]) -> str:
     shown = ["–" if value is None else f"{value:.1f}" for value in real]
     rows.append(["real clips against other real clips", shown[0], "–", shown[1]])
     head = (
-        f"{report['num_videos']} test clips of classic Moving MNIST, {report['frames']} frames. Prediction has "
-        f"{TASKS['prediction'].num_given} given frames; generation has neither frames nor text."
+        f"`{report['model']['name']}`, {report['num_videos']} test clips of classic Moving MNIST, {report['frames']} "
+        f"frames. Prediction has {TASKS['prediction'].num_given} given frames; generation has neither frames nor text."
     )
     spaced = report.get("logsnr_spacing") or {}
     for sampler, (mean, std) in spaced.items():
@@ -141,7 +143,7 @@ def main() -> None:
     add = parser.add_argument
     add("--model", default="moving-mnist", help="embedded model, folder or Hub id (default: %(default)s)")
     add("--num-videos", type=int, default=128, help="test clips (default: %(default)s)")
-    add("--samplers", nargs="+", choices=SAMPLERS, default=["dpm++"], help="default: dpm++")
+    add("--samplers", nargs="+", choices=SAMPLERS, default=[None], help="default: the model's own")
     add("--calls", type=int, nargs="+", default=list(CALLS), help="of the network (default: %(default)s)")
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: both")
     add("--device", help="cpu, cuda, mps (default: the fastest there is)")
@@ -152,17 +154,16 @@ def main() -> None:
     parts.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
     spaced: dict[str, list[float]] = {}  # of the samplers whose steps the generation config places
-    wanted = [
-        (sampler, calls, task) for calls in sorted(args.calls) for sampler in args.samplers for task in args.tasks
-    ]
-    for sampler, calls, task in tqdm(wanted, unit="run"):
-        source = open_source(args.model, sampler=sampler, steps=calls, device=args.device)
+    wanted = [(asked, calls, task) for calls in sorted(args.calls) for asked in args.samplers for task in args.tasks]
+    for asked, calls, task in tqdm(wanted, unit="run"):
+        source = open_source(args.model, sampler=asked, steps=calls, device=args.device)
         if not isinstance(source, PipelineSource):
             raise SystemExit(f"`--model` is the folder of videos {args.model}, expected a pipeline.")
         model = {key: value for key, value in source.identity.items() if key != "name"}
         spacing = source.pipeline.generation_config.get("logsnr_spacing")
         settings = {"dtype": source.settings["dtype"], "num_videos": args.num_videos, "logsnr_spacing": spacing}
         open_parts(parts, {"model": model, **settings})
+        sampler = source.settings["sampler"]
         if places := source.settings.get("logsnr_spacing"):
             spaced[sampler] = places
         source.pipeline.scheduler.set_timesteps(calls)
@@ -177,7 +178,7 @@ def main() -> None:
         "logsnr_spacing": spaced,
         "num_videos": args.num_videos,
         "frames": FRAMES,
-        "samplers": args.samplers,
+        "samplers": list(dict.fromkeys(run["sampler"] for run in runs)),
         "torch": torch.__version__,
         "real_against_real": {
             task: distance(

@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 SAMPLES = ROOT / "docs" / "samples"
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
+TABLES = {
+    "calls": "Quality against network calls",
+    "calls_4step": "Quality of the model that was distilled to four calls",
+    "cpu": "Speed",
+}
 ORDER = ("paper", "openstl", "mcvd", "unconditional", "text")
 HEAD = """# Results
 
@@ -31,7 +36,8 @@ scores. A model sees pictures and not places, so it can be no better.
 
 def reports() -> dict[tuple[str, str], dict[str, Any]]:
     """The evaluations of the embedded models, by model and protocol."""
-    files = sorted((ROOT / "pipelines").glob("*/evaluation/*.json"), key=lambda file: ORDER.index(file.stem))
+    files = (ROOT / "pipelines").glob("*/evaluation/*.json")
+    files = sorted(files, key=lambda file: (ORDER.index(file.stem), file.parts[-3]))
     return {(file.parts[-3], file.stem): json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
@@ -62,7 +68,7 @@ def page(found: dict[tuple[str, str], dict[str, Any]]) -> str:
     parts = [HEAD]
     for (model, _), report in found.items():
         parts.append(report["markdown"].replace("## Protocol", f"## `{model}`, protocol", 1).rstrip() + "\n")
-    for name, title in {"calls": "Quality against network calls", "cpu": "Speed"}.items():
+    for name, title in TABLES.items():
         if (table := ROOT / "benchmarks" / "results" / f"{name}.md").is_file():
             chart = f"![{title}](samples/{name}.png)\n\n" if (SAMPLES / f"{name}.png").is_file() else ""
             parts.append(f"## {title}\n\n{chart}{table.read_text(encoding='utf-8').rstrip()}\n")

@@ -154,7 +154,7 @@ def test_the_table_of_calls_has_a_row_for_each_number_and_a_dash_for_what_was_no
     ]
     real = {"prediction": 40.0, "generation": 48.0}
     report = {"runs": runs, "real_against_real": real, "num_videos": 4, "frames": 10, "command": "python -m x"}
-    report["samplers"] = ["dpm++"]
+    report |= {"samplers": ["dpm++"], "model": {"name": "tiny"}}
     text = calls.table(report)
     assert "| dpm++, 2 | 13.0 | 47.1 | 358.2 |" in text
     assert "| dpm++, 8 | 9.4 | 60.0 | – |" in text
