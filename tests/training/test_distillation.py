@@ -536,6 +536,7 @@ def parts_of(run, index):
 
 
 # ------------------------------------------------------------------------------------------------ adapters as students
+CHANGED = "mid_block.resnet.conv1.weight"
 ADAPTED = ("--lora_rank", 2, "--lora_target_modules", "conv1", "--guidance_range", 2, 2, "--learning_rate", 0.02)
 
 
@@ -559,6 +560,7 @@ def test_the_folder_of_an_adapter_makes_a_pipeline_of_its_base(adapted, referenc
     assert learned.keys() == before.keys()
     changed = {name for name, value in learned.items() if not torch.equal(value, before[name])}
     assert changed
+    assert CHANGED in changed
     assert all(name.endswith("conv1.weight") for name in changed)
     base.load_lora_weights(str(adapted))
     z, text = torch.randn(1, 3, 3, 32, 32), torch.randn(1, 5, pipe.unet.config.cross_attention_dim)
@@ -596,6 +598,17 @@ def test_an_adapters_run_that_was_stopped_goes_on_bit_for_bit(adapted, digits, r
         expected, got = load_file(adapted / ADAPTER), load_file(copy / ADAPTER)
         assert expected.keys() == got.keys()
         assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_an_adapter_is_distilled_further(adapted, digits, tmp_path):
+    flags = ("--teacher_calls", 2, "--student_calls", 1, "--max_steps", 1, "--lora_rank", 2, "--lora_target_modules")
+    words = flags_of(digits, adapted, tmp_path, *flags, "conv1", "--guidance_range", 1, 1)
+    data, _ = parse_distillation(words)
+    assert (data.num_frames, data.image_size) == (3, 32)
+    assert distil(digits, adapted, tmp_path, *flags, "conv1", "--guidance_range", 1, 1) == 0
+    one, two = (VideoDiffusionPipeline.from_pretrained(folder) for folder in (tmp_path, adapted))
+    assert [pipe.generation_config["num_inference_steps"] for pipe in (one, two)] == [1, 2]
+    assert not torch.equal(*(pipe.unet.state_dict()[CHANGED] for pipe in (one, two)))
 
 
 def test_a_merged_adapter_is_a_whole_pipeline(adapted, digits, reference, tmp_path):
@@ -672,7 +685,7 @@ def test_an_adapter_without_its_base_or_of_another_adapter_is_refused(adapted, t
     record = json.loads((copy / "run.json").read_text())
     for base, error, message in (
         (None, ValueError, "`pretrained_model_name_or_path` = None, expected the name of the base"),
-        (str(copy), ValueError, "which is an adapter itself, expected a pipeline"),
+        (str(copy), ValueError, "which leads back to it, expected a pipeline"),
         ("moving-mmist", OSError, "Did you mean moving-mnist?"),
     ):
         (copy / "run.json").write_text(json.dumps(record | {"pretrained_model_name_or_path": base}))

@@ -94,6 +94,7 @@ def load_adapted(pipeline_class: Any, folder: Path, options: Mapping[str, Any]) 
         OSError: where the base is not there.
         ImportError: where peft is missing.
     """
+    options = {key: value for key, value in options.items() if key != "revision"}  # it is the adapter's
     base = find_base(folder, options)
     own_config = read_generation_config(folder) if (folder / GENERATION_CONFIG).is_file() else None
     scheduler = None

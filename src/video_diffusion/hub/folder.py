@@ -83,26 +83,29 @@ def is_adapter(folder: str | os.PathLike[str]) -> bool:
 
 
 def find_base(adapter: Path, options: Mapping[str, Any] | None = None) -> Path:
-    """The folder of the pipeline that an adapter was made for, downloaded where it is on the Hub.
+    """The folder of what an adapter was made for, downloaded where it is on the Hub: a pipeline, or an adapter again.
 
     Args:
         adapter: the adapter's folder, whose `run.json` names the base.
         options: keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: where it names none, or another adapter.
+        ValueError: where it names none, or one that leads back to itself.
         OSError: where the base is not there.
     """
     from video_diffusion import VideoDiffusionPipeline
 
-    file = adapter / "run.json"
-    base = read_json(file).get("pretrained_model_name_or_path") if file.is_file() else None
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"{file} has `pretrained_model_name_or_path` = {base!r}, expected the name of the base.")
-    found = find_folder(VideoDiffusionPipeline, base, options or {})
-    if is_adapter(found):
-        raise ValueError(f"{file} names {base!r} as the base, which is an adapter itself, expected a pipeline.")
-    return found
+    seen, found = [adapter.resolve()], adapter
+    while is_adapter(found):
+        file = found / "run.json"
+        base = read_json(file).get("pretrained_model_name_or_path") if file.is_file() else None
+        if not isinstance(base, str) or not base:
+            raise ValueError(f"{file} has `pretrained_model_name_or_path` = {base!r}, expected the name of the base.")
+        found = find_folder(VideoDiffusionPipeline, base, options or {})
+        if found.resolve() in seen:
+            raise ValueError(f"{file} names {base!r} as the base, which leads back to it, expected a pipeline.")
+        seen.append(found.resolve())
+    return seen[1]
 
 
 def resolve_model(name: str, argument: str = "model") -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub.folder import find_folder
+from video_diffusion.hub.folder import find_base, find_folder, is_adapter
 from video_diffusion.training.arguments import DataArguments
 from video_diffusion.training.checkpoints import RECORD
 from video_diffusion.training.fields import declared
@@ -24,12 +24,15 @@ def described(values: Mapping[str, Any], group: type, shared: tuple[str, ...]) -
 
     Raises:
         ValueError: if the name is no text.
-        OSError: if there is no such pipeline.
+        OSError: if there is no such pipeline, or an adapter without its base.
     """
     known = declared([group])[ARGUMENT]
     name = known.metadata["check"].value(known.name, values.get(known.name, known.default))
     folder = find_folder(VideoDiffusionPipeline, name, {})
-    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    base = folder
+    while is_adapter(base):
+        base = find_base(base)
+    config = json.loads((base / "unet" / "config.json").read_text(encoding="utf-8"))
     sizes = {"num_frames": "num_frames", "image_size": "sample_size", "num_channels": "out_channels"}
     found = {ours: config[theirs] for ours, theirs in sizes.items() if isinstance(config.get(theirs), int | list)}
     if (folder / RECORD).is_file():
