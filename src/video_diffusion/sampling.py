@@ -170,13 +170,18 @@ def fast_dtype(device: str) -> str:
 
 
 def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
-    """The model's own ancestral scheduler, with another γ if asked, or a stock solver on its schedule."""
+    """The model's own scheduler, with another γ if asked, or a stock solver on its schedule.
+
+    DDIM of a model whose own step is DDIM's (`deterministic`, as after a distillation) is its own, not the stock one: that
+    has whole timesteps, and not those of a generation config.
+    """
     import diffusers
 
     from video_diffusion import VPContinuousScheduler
 
     solver = SAMPLERS[sampler]
-    if solver is None and gamma is None:
+    own_ddim = solver == SOLVERS["ddim"] and bool(scheduler.config.get("deterministic"))
+    if (solver is None and gamma is None) or own_ddim:
         return scheduler
     if not isinstance(scheduler, VPContinuousScheduler):
         raise ValueError(f"The model's scheduler is a {type(scheduler).__name__}: expected no `--sampler`, `--gamma`.")
