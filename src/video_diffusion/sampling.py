@@ -172,8 +172,8 @@ def fast_dtype(device: str) -> str:
 def choose_sampler(scheduler: Any, sampler: str, gamma: float | None) -> Any:
     """The model's own scheduler, with another γ if asked, or a stock solver on its schedule.
 
-    DDIM of a model whose own step is DDIM's (`deterministic`, as after a distillation) is its own, not the stock one: that
-    has whole timesteps, and not those of a generation config.
+    DDIM of a model whose own step is DDIM's (`deterministic`, as after a distillation) is its own, not the stock one,
+    which has whole timesteps and not those of a generation config.
     """
     import diffusers
 

@@ -25,20 +25,16 @@ from video_diffusion.hub.configs import read_generation_config
 from video_diffusion.hub.folder import (
     ADAPTER,
     GENERATION_CONFIG,
+    SCHEDULER,
     carried_files,
-    check_component,
-    find_base,
     is_adapter,
-    load_component,
 )
 from video_diffusion.hub.integrity import write_json
 from video_diffusion.hub.transfer import Destination, full_id, upload
-from video_diffusion.model.steps import check_generation_config
 
 if TYPE_CHECKING:
     from video_diffusion.model.pipeline import VideoDiffusionPipeline
 
-SCHEDULER = "scheduler/scheduler_config.json"
 WORKING = (ADAPTER, "run.json", GENERATION_CONFIG, SCHEDULER)  # what an adapter's folder needs to work
 SETTINGS = "lora_adapter_metadata"  # in its header: the settings of peft's LoraConfig
 
@@ -76,40 +72,10 @@ def save_adapter(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[s
 
 def save_sampling(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[str]) -> None:
     """Writes beside an adapter how it samples: the scheduler and the generation config of its pipeline."""
+    from video_diffusion.model.steps import check_generation_config
+
     write_json(Path(folder) / GENERATION_CONFIG, check_generation_config(pipeline.generation_config))
     pipeline.scheduler.save_pretrained(Path(folder) / "scheduler")
-
-
-def load_adapted(pipeline_class: Any, folder: Path, options: Mapping[str, Any]) -> "VideoDiffusionPipeline":
-    """The pipeline that an adapter makes of its base: its weights are added to the base's.
-
-    Args:
-        pipeline_class: whose `from_pretrained` loads the base.
-        folder: of the adapter. Its `run.json` names the base; where it says how to sample (`scheduler`,
-            `generation_config.json`), as a distilled one does, so the pipeline samples.
-        options: of `from_pretrained`.
-
-    Raises:
-        ValueError: where it names no base, or does not fit it.
-        OSError: where the base is not there.
-        ImportError: where peft is missing.
-    """
-    options = {key: value for key, value in options.items() if key != "revision"}  # it is the adapter's
-    base = find_base(folder, options)
-    own_config = read_generation_config(folder) if (folder / GENERATION_CONFIG).is_file() else None
-    scheduler = None
-    if (folder / SCHEDULER).is_file() and "scheduler" not in options:
-        check_component(folder / "scheduler", "VPContinuousScheduler")
-        scheduler = load_component(folder, "scheduler", "VPContinuousScheduler", options)
-    pipeline = pipeline_class.from_pretrained(str(base), **options)
-    pipeline.load_lora_weights(str(folder))
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-    if scheduler is not None:
-        pipeline.register_modules(scheduler=scheduler)
-    if own_config is not None:
-        pipeline.generation_config = own_config
-    return pipeline
 
 
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:

@@ -55,6 +55,7 @@ SIBLINGS = {  # what such a file imports relatively, flat beside it
     ),
 }
 ADAPTER = "pytorch_lora_weights.safetensors"  # as diffusers calls it
+SCHEDULER = "scheduler/scheduler_config.json"
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 BALANCED = "balanced"  # the `device_map` that spreads models over accelerators; the others name one device
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # reading such a file runs what its author put in it
@@ -299,6 +300,38 @@ def load_component(folder: Path, name: str, class_name: str, options: Mapping[st
                 "of its config.json."
             )
     return model
+
+
+def load_adapted(pipeline_class: Any, folder: Path, options: Mapping[str, Any]) -> "VideoDiffusionPipeline":
+    """The pipeline that an adapter makes of its base: its weights are added to the base's.
+
+    Args:
+        pipeline_class: whose `from_pretrained` loads the base.
+        folder: of the adapter. Its `run.json` names the base; where it says how to sample (`scheduler`,
+            `generation_config.json`), as a distilled one does, so the pipeline samples.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: where it names no base, or does not fit it.
+        OSError: where the base is not there.
+        ImportError: where peft is missing.
+    """
+    options = {key: value for key, value in options.items() if key != "revision"}  # it is the adapter's
+    base = find_base(folder, options)
+    own_config = read_generation_config(folder) if (folder / GENERATION_CONFIG).is_file() else None
+    scheduler = None
+    if (folder / SCHEDULER).is_file() and "scheduler" not in options:
+        check_component(folder / "scheduler", "VPContinuousScheduler")
+        scheduler = load_component(folder, "scheduler", "VPContinuousScheduler", options)
+    pipeline = pipeline_class.from_pretrained(str(base), **options)
+    pipeline.load_lora_weights(str(folder))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    if scheduler is not None:
+        pipeline.register_modules(scheduler=scheduler)
+    if own_config is not None:
+        pipeline.generation_config = own_config
+    return pipeline
 
 
 @contextmanager

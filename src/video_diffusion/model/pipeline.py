@@ -247,9 +247,7 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         kwargs = hub.check_options(kwargs)
         folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
         if hub.is_adapter(folder):
-            import video_diffusion.hub.adapters as adapters
-
-            pipeline = adapters.load_adapted(cls, folder, kwargs)
+            pipeline = hub.load_adapted(cls, folder, kwargs)
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
             return pipeline
         components, generation_config = hub.read_folder(folder, kwargs)

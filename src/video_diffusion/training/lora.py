@@ -103,7 +103,7 @@ def of_base(values: Mapping[str, Any]) -> dict[str, Any]:
 def require_peft() -> None:
     """Raises an ImportError where peft is missing."""
     if find_spec("peft") is None:
-        raise ImportError("Adapters need peft: pip install 'video-diffusion[lora]'")
+        raise ImportError("Adapters need peft: pip install peft")
 
 
 def lora_config(rank: int, targets: Sequence[str], alpha: float | None = None, dropout: float = 0.0) -> Any:
