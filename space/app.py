@@ -16,4 +16,6 @@ if __name__ == "__main__":
     from video_diffusion.demo.page import serve
     from video_diffusion.hub.folder import embedded_adapters, embedded_models
 
-    serve(os.environ.get("MODEL") or next(iter(embedded_adapters() | embedded_models())))
+    models, adapters = embedded_models(), embedded_adapters()
+    pushed = adapters if len(models) == 1 and adapters else models  # a Space has an adapter with its base alone
+    serve(os.environ.get("MODEL") or next(iter(pushed)))

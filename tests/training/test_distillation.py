@@ -569,6 +569,19 @@ def test_the_folder_of_an_adapter_makes_a_pipeline_of_its_base(adapted, referenc
     )
 
 
+def test_the_adapter_of_the_package_loads_by_its_name_both_ways():
+    whole, base = (VideoDiffusionPipeline.from_pretrained(name) for name in ("moving-mnist-4step", "moving-mnist"))
+    assert (whole.generation_config["num_inference_steps"], len(whole.generation_config["timesteps"])) == (4, 4)
+    assert whole.scheduler.config.deterministic is True
+    base.load_lora_weights("moving-mnist-4step")
+    base.fuse_lora()
+    base.unload_lora_weights()
+    one, other = (pipe.unet.state_dict() for pipe in (whole, base))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with pytest.raises((OSError, ValueError)):
+        base.load_lora_weights("moving-mnist-5step")
+
+
 def test_every_stage_of_an_adapter_starts_from_the_one_before(adapted, digits, reference, tmp_path):
     first, last = (VideoDiffusionPipeline.from_pretrained(folder) for folder in (adapted / "calls-4", adapted))
     assert first.generation_config["num_inference_steps"] == 4

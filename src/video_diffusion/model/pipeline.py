@@ -260,6 +260,15 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         pipeline.generation_config = generation_config
         return pipeline
 
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads an adapter, as in diffusers; one that comes with the package by its name. Errors as of the mixin."""
+        source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, str) and "/" not in source and not Path(source).exists():
+            import video_diffusion.hub.folder as hub
+
+            source = str(hub.embedded_adapters().get(source, source))
+        super().load_lora_weights(source, *args, **kwargs)
+
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoDiffusionPipeline":
         """A pipeline of the components of another, which they then share; arguments as in diffusers.
