@@ -8,6 +8,7 @@ travels to the Hub as it is, and the files that it imports relatively lie beside
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -857,7 +858,8 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
                         return
                 yield from ready(call.shape[2])
         finally:
-            self.maybe_free_model_hooks()
+            if not sys.is_finalizing():  # a stream that was left open; its models are gone with the interpreter
+                self.maybe_free_model_hooks()
 
     def _read_change(self, call: Call, texts: dict[str, Any]) -> Tensor | None:
         """The text of a prompt that has changed; checks it."""
