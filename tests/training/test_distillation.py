@@ -704,6 +704,7 @@ def test_an_adapter_without_its_base_or_of_another_adapter_is_refused(adapted, t
         (copy / "run.json").write_text(json.dumps(record | {"pretrained_model_name_or_path": base}))
         with pytest.raises(error, match=re.escape(message)):
             VideoDiffusionPipeline.from_pretrained(copy)
+        assert video_diffusion_command(["card", str(copy)]) == 0  # without figures it needs no base
 
 
 def test_what_the_teacher_was_trained_on_is_the_default_and_flags_win(digits, reference, tmp_path):

@@ -103,9 +103,9 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     Raises:
         ValueError: where a file is none of `video-diffusion evaluate`.
     """
-    digest = weights_digest(folder)
-    found = []
-    for file in sorted(folder.glob("evaluation/*.json")):
+    files, found = sorted(folder.glob("evaluation/*.json")), []
+    digest = weights_digest(folder) if files else ""  # of an adapter it needs the base
+    for file in files:
         report = read_json(file)
         try:
             text = re.sub("^##", "###", report["markdown"], flags=re.MULTILINE).rstrip()
