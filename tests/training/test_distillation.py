@@ -578,8 +578,6 @@ def test_the_adapter_of_the_package_loads_by_its_name_both_ways():
     base.unload_lora_weights()
     one, other = (pipe.unet.state_dict() for pipe in (whole, base))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    with pytest.raises((OSError, ValueError)):
-        base.load_lora_weights("moving-mnist-5step")
 
 
 def test_every_stage_of_an_adapter_starts_from_the_one_before(adapted, digits, reference, tmp_path):
@@ -689,7 +687,9 @@ def test_a_distilled_adapter_is_published_whole_and_is_a_pipeline_from_the_hub(
             VideoDiffusionPipeline.from_pretrained("you/none", cache_dir=tmp_path / "cache")
     sent = {file.name for file in (tmp_path / "cache").rglob("snapshots/*/*")}
     assert {ADAPTER, "run.json", "generation_config.json", "scheduler"} <= sent
-    assert torch.equal(clip(found), clip(VideoDiffusionPipeline.from_pretrained(folder)))
+    offline = VideoDiffusionPipeline.from_pretrained("you/few", cache_dir=tmp_path / "cache", local_files_only=True)
+    for pipe in (found, offline):
+        assert torch.equal(clip(pipe), clip(VideoDiffusionPipeline.from_pretrained(folder)))
     assert found.config["_name_or_path"] == "you/few"
 
 

@@ -164,17 +164,23 @@ def find_folder(pipeline_class: Any, name: str, options: Mapping[str, Any]) -> P
 
 def _download_adapter(repo_id: str, options: Mapping[str, Any]) -> Path | None:
     """The folder of an adapter's repository, or None where there is no such repository."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
 
-    names = ("revision", "cache_dir", "token", "local_files_only")
-    passed = {key: options[key] for key in names if options.get(key) is not None}
+    passed = {key: options[key] for key in ("revision", "token") if options.get(key) is not None}
+    local = bool(options.get("local_files_only"))
     try:
-        hf_hub_download(repo_id, ADAPTER, **passed)
-        wanted = [ADAPTER, "run.json", GENERATION_CONFIG, "scheduler/*.json"]
-        return Path(snapshot_download(repo_id, allow_patterns=wanted, **passed))
-    except (OSError, EntryNotFoundError):
+        files = {file.rfilename for file in HfApi().model_info(repo_id, **passed).siblings or ()}
+        if ADAPTER not in files or INDEX in files:
+            return None
+    except Exception:  # the Hub, or its way of saying no, is not there: what was downloaded before may be
+        local = True
+    wanted = [ADAPTER, "run.json", GENERATION_CONFIG, "scheduler/*.json"]
+    passed |= {"cache_dir": options.get("cache_dir"), "local_files_only": local}
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted, **passed))
+    except OSError:
         return None
+    return folder if is_adapter(folder) else None
 
 
 def _download_generation_config(repo_id: str, snapshot: Path, options: Mapping[str, Any]) -> None:
