@@ -5,6 +5,7 @@ refused before anything began. 1: something came in the way; what is safe, and h
 """
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from video_diffusion.training.vae import VaeRun, parse_vae
 from video_diffusion.training.vae import measure as measure_vae
 from video_diffusion.training.validation import validate
 
+MOMENT = 0.5  # seconds
 Measure = Callable[..., dict[str, float]]
 
 
@@ -165,9 +167,12 @@ def _let_go(run: Run) -> None:
     """Waits for all processes, and so until Gloo's threads have let go of the last gradients.
 
     Where a process ends at once, PyTorch joins those threads with the interpreter's lock in its hand. They need the
-    lock, so the process would hang for ever (about one run of four on two busy cores).
+    lock, so the process would hang for ever (about one run of four on two busy cores). The waiting itself is work of
+    theirs, so they get a moment more to let go of that.
     """
     run.accelerator.wait_for_everyone()
+    if run.accelerator.num_processes > 1:
+        time.sleep(MOMENT)
 
 
 def _how_to_go_on(run: Run) -> str:
