@@ -661,6 +661,9 @@ def test_figures_belong_to_an_adapter_and_its_base(adapted, reference, tmp_path)
     learned = load_file(folder / ADAPTER)
     save_file({key: value + 0.1 for key, value in learned.items()}, folder / ADAPTER)
     assert weights_digest(folder) != digest
+    save_file({key: value * float("nan") for key, value in learned.items()}, folder / ADAPTER)
+    with pytest.raises(ValueError, match="has NaN or infinite values"):
+        VideoDiffusionPipeline.from_pretrained(folder)
     source = open_source(str(adapted))
     assert source.identity["weights"] == digest
     assert (source.settings["steps"], source.settings["sampler"]) == (2, "ddim")
@@ -754,6 +757,7 @@ def test_the_command_distils(digits, reference, tmp_path, capsys):
         (("--guidance_range", 2), "`guidance_range` is [2.0], expected two"),
         (("--lora_rank", 2), "`guidance_range` is [1.0, 3.0], expected one scale twice with `lora_rank`"),
         (("--lora_rank", 0), "`lora_rank` is 0, expected a whole number from 1"),
+        (("--lora_target_modules", "to_q"), "`lora_target_modules` is ['to_q'], expected ['to_q', 'to_k',"),
         (("--merged",), "`merged` is True, expected False without `lora_rank`"),
         (
             (*ADAPTED, "--lora_target_modules", "to_w"),

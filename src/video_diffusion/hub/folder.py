@@ -333,6 +333,7 @@ def load_adapted(pipeline_class: Any, folder: Path, options: Mapping[str, Any]) 
     pipeline.load_lora_weights(str(folder))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
+    check_finite_weights(pipeline)
     if scheduler is not None:
         pipeline.register_modules(scheduler=scheduler)
     if own_config is not None:

@@ -124,8 +124,10 @@ def parse_distillation(argv: Sequence[str]) -> list[Any]:
             f"`guidance_range` is {args.guidance_range}, expected one scale twice with `lora_rank`: an adapter cannot "
             "read the scale."
         )
-    if args.merged and args.lora_rank is None:
-        raise ValueError("`merged` is True, expected False without `lora_rank`: there is no adapter.")
+    if args.lora_rank is None:
+        for name, usual in {"merged": False, "lora_target_modules": list(TARGETS)}.items():
+            if (asked := getattr(args, name)) != usual:
+                raise ValueError(f"`{name}` is {asked}, expected {usual} without `lora_rank`: there is no adapter.")
     if args.max_steps < number:
         raise ValueError(f"`max_steps` is {args.max_steps}, expected one at least for each of {number} stages.")
     return [data, args]
@@ -450,10 +452,15 @@ class Distillation(Run):
 
     def _network(self) -> VideoUNet3DConditionModel:
         """A network as the one that learns, with other weights."""
-        unet: Any = VideoUNet3DConditionModel.from_config(self.denoiser.config)
-        if self.args.lora_rank is not None:
-            unet.add_adapter(lora_config(self.args.lora_rank, self.args.lora_target_modules), adapter_name=ADAPTER)
+        unet = VideoUNet3DConditionModel.from_config(self.denoiser.config)
+        self._adapt(unet)
         return unet
+
+    def _adapt(self, unet: Any) -> None:
+        """Gives a network the run's adapter, if it has one; nothing else of it learns."""
+        if self.args.lora_rank is not None:
+            unet.requires_grad_(False)
+            unet.add_adapter(lora_config(self.args.lora_rank, self.args.lora_target_modules), adapter_name=ADAPTER)
 
     def open_text(self) -> RunText | None:
         """The teacher's text encoder, frozen, or None."""
@@ -468,10 +475,8 @@ class Distillation(Run):
         if self.data.num_channels != self.source.unet.config.out_channels:
             channels = self.source.unet.config.out_channels
             raise ValueError(f"`num_channels` is {self.data.num_channels}, expected the teacher's, {channels}.")
-        student: Any = student_of(self.source.unet, self.reads_scale)
-        if self.args.lora_rank is not None:
-            student.requires_grad_(False)
-            student.add_adapter(lora_config(self.args.lora_rank, self.args.lora_target_modules), adapter_name=ADAPTER)
+        student = student_of(self.source.unet, self.reads_scale)
+        self._adapt(student)
         return student, self.source.scheduler
 
     def learned(self, learner: nn.Module) -> list[nn.Parameter]:
