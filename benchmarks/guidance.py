@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.data import MovingMNIST
-from video_diffusion.hub.folder import resolve_model
+from video_diffusion.hub.finding import resolve_model
 
 RESULTS = Path(__file__).parent / "results" / "guidance.json"
 GIVEN, FRAMES = 5, 10

@@ -25,7 +25,7 @@ FIRST_CLIP = """
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from video_diffusion import VideoDiffusionPipeline
-from video_diffusion.hub.folder import resolve_model
+from video_diffusion.hub.finding import resolve_model
 torch.set_num_threads({threads})
 mark("import")
 pipe = VideoDiffusionPipeline.from_pretrained(resolve_model("moving-mnist")).to("{device}")

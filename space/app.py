@@ -14,7 +14,7 @@ if __name__ == "__main__":
     if SERVE not in sys.argv:
         sys.exit(keep([sys.executable, __file__, SERVE]))
     from video_diffusion.demo.page import serve
-    from video_diffusion.hub.folder import embedded_adapters, embedded_models
+    from video_diffusion.hub.finding import embedded_adapters, embedded_models
 
     models, adapters = embedded_models(), embedded_adapters()
     pushed = adapters if len(models) == 1 and adapters else models  # a Space has an adapter with its base alone

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from video_diffusion.hub.folder import SOLVERS
+from video_diffusion.hub.configs import SOLVERS
 
 if TYPE_CHECKING:
     from video_diffusion.data.frames import Video
@@ -123,7 +123,7 @@ def load_pipeline(
     from transformers.utils import logging as transformers_logging
 
     from video_diffusion import VideoDiffusionPipeline
-    from video_diffusion.hub.folder import resolve_model
+    from video_diffusion.hub.finding import resolve_model
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -15,7 +15,8 @@ from video_diffusion.commands import evaluate
 from video_diffusion.evaluation import PROTOCOLS, figure
 from video_diffusion.evaluation.run import read_clips
 from video_diffusion.evaluation.sources import clip_generator
-from video_diffusion.hub.folder import export_folder, weights_digest
+from video_diffusion.hub.folder import export_folder
+from video_diffusion.hub.loading import weights_digest
 
 SIZE = 40  # the smallest that stochastic digits (33) and patches of 8 both take
 

@@ -16,8 +16,9 @@ import pytest
 from denoisers import SMALLEST, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.hub.configs import RANGES
-from video_diffusion.hub.folder import export_folder, read_folder
+from video_diffusion.hub.folder import export_folder
 from video_diffusion.hub.integrity import MANIFEST
+from video_diffusion.hub.loading import read_folder
 
 CASES, SEED = int(os.environ.get("FUZZ_CASES", 300)), 18  # CI runs 1,000
 SLOW = 2.0  # seconds: more than the longest right loading here by far

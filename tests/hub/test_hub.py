@@ -8,7 +8,8 @@ import torch
 from denoisers import SMALLEST, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.hub.configs import check_index
-from video_diffusion.hub.folder import export_folder, refuse_pickles
+from video_diffusion.hub.folder import export_folder
+from video_diffusion.hub.loading import refuse_pickles
 
 FULL = "diffusion_pytorch_model.safetensors"
 

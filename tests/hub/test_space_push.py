@@ -19,7 +19,8 @@ from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.hub import transfer
-from video_diffusion.hub.folder import ADAPTER, PACKAGE, embedded_adapters, export_folder
+from video_diffusion.hub.finding import ADAPTER, PACKAGE, embedded_adapters
+from video_diffusion.hub.folder import export_folder
 from video_diffusion.hub.publish import LEFT_OUT, push_space, space_files
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_another_push_takes_away_what_is_no_longer_of_the_package_and_leaves_the
 
 def test_an_adapter_goes_with_its_base_and_one_of_another_base_is_refused(tmp_path, monkeypatch):
     shelf = tmp_path / "shelf"
-    monkeypatch.setattr("video_diffusion.hub.folder.SHELVES", (shelf,))
+    monkeypatch.setattr("video_diffusion.hub.finding.SHELVES", (shelf,))
     pipeline = VideoDiffusionPipeline(tiny_denoiser(**SMALLEST), VPContinuousScheduler())
     export_folder(pipeline, shelf / "tiny")
     adapter = shelf / "tiny-few"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
-from video_diffusion.hub import folder as hub_module
+from video_diffusion.hub import loading
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -62,6 +62,6 @@ def test_what_diffusers_does_not_take_is_refused_before_anything_is_read(folder,
 def test_it_needs_accelerate_and_low_memory_loading(folder, monkeypatch):
     with pytest.raises(ValueError, match=r"`device_map` is 'cpu', expected None with `low_cpu_mem_usage=False`"):
         VideoDiffusionPipeline.from_pretrained(folder, device_map="cpu", low_cpu_mem_usage=False)
-    monkeypatch.setattr(hub_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"`device_map` is 'cpu', which needs accelerate"):
         VideoDiffusionPipeline.from_pretrained(folder, device_map="cpu", low_cpu_mem_usage=True)

@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UNet3DConditionModel
 import video_diffusion
 from denoisers import SMALLEST, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub.folder import SIBLINGS, export_folder, resolve_model
+from video_diffusion.hub.finding import resolve_model
+from video_diffusion.hub.folder import SIBLINGS, export_folder
 
 OWN_INDEX = {
     "unet": ["video_diffusion", "VideoUNet3DConditionModel"],
@@ -260,7 +261,7 @@ def test_an_export_never_overwrites_a_folder_of_something_else(pipeline, tmp_pat
 
 # --------------------------------------------------------------------------------------------------------------- names
 def test_model_names_resolve_to_embedded_folder_or_hub_id(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("video_diffusion.hub.folder.SHELVES", (tmp_path / "none", tmp_path))
+    monkeypatch.setattr("video_diffusion.hub.finding.SHELVES", (tmp_path / "none", tmp_path))
     assert resolve_model("saved") == str(folder)
     assert resolve_model(str(folder)) == str(folder)
     assert resolve_model("somebody/some-model") == "somebody/some-model"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results_page
-from video_diffusion.hub.folder import weights_digest
+from video_diffusion.hub.loading import weights_digest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "video_diffusion"
 ORDER = ("model", "data", "metrics", "digit_reader", "hub", "training", "sampling", "evaluation")
 # What `from_pretrained`, `save_pretrained` and `push_to_hub` of the pipeline import when they are called.
-OF_METHODS = {"video_diffusion.hub.folder", "video_diffusion.hub.publish"}
+OF_METHODS = {f"video_diffusion.hub.{name}" for name in ("finding", "folder", "integrity", "loading", "publish")}
 TOP = ("commands", "demo", "cli")  # may import everything below; nothing below imports them
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

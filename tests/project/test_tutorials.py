@@ -25,7 +25,7 @@ from video_diffusion import VideoDiffusionPipeline, evaluation
 from video_diffusion.cli import main
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.video_io import write_gif, write_mp4
-from video_diffusion.hub import folder
+from video_diffusion.hub import finding
 from video_diffusion.training.lora import parse_adaptation
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def shelf(tmp_path_factory):
 @pytest.fixture
 def desk(shelf, tmp_path, monkeypatch):
     """An empty folder to work in, where the only embedded model is the tiny one and no metric loads a network."""
-    monkeypatch.setattr(folder, "SHELVES", (shelf,))
+    monkeypatch.setattr(finding, "SHELVES", (shelf,))
     stub = partial(evaluation.Scorer, features=some_pixels, lpips=AbsoluteError())
     monkeypatch.setattr(evaluation, "Scorer", stub)  # in the place of I3D and LPIPS
     monkeypatch.chdir(tmp_path)
@@ -177,7 +177,7 @@ def test_train(desk, monkeypatch):
         trained, released = desk / "runs" / "digits", desk / "shelf" / "moving-mnist"
         if trained.is_dir() and not released.is_dir():
             shutil.copytree(trained, released)
-            monkeypatch.setattr(folder, "SHELVES", (released.parent,))
+            monkeypatch.setattr(finding, "SHELVES", (released.parent,))
 
     play(TUTORIALS / "train.md", more=tiny, between=embed)
     torch.set_num_threads(threads)

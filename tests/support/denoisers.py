@@ -61,7 +61,7 @@ def small_moving_mnist():
     20 frames of 64×64 pixels, a prompt, its generation config; weights are random.
     """
     from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
-    from video_diffusion.hub.folder import embedded_models
+    from video_diffusion.hub.finding import embedded_models
     from video_diffusion.training.text import small_bert
 
     changes = {"transformer_layers": 1, "cross_attention_every": 1, "cross_attention_dim": 128}

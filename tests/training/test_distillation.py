@@ -23,7 +23,8 @@ from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main as video_diffusion_command
 from video_diffusion.data.reading import read_video
 from video_diffusion.evaluation import open_source
-from video_diffusion.hub.folder import ADAPTER, weights_digest
+from video_diffusion.hub.finding import ADAPTER
+from video_diffusion.hub.loading import weights_digest
 from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.model.steps import spaced_timesteps
 from video_diffusion.training import command

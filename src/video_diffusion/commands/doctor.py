@@ -123,7 +123,7 @@ def multiply(dtype: Any, device: str) -> float:
 
 def models() -> dict[str, Any]:
     """The models that come with the package."""
-    from video_diffusion.hub.folder import embedded_adapters, embedded_models
+    from video_diffusion.hub.finding import embedded_adapters, embedded_models
 
     found = sorted(embedded_models() | embedded_adapters())
     advice = None if found else "there is no embedded model here: install the package anew"

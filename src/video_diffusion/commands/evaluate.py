@@ -89,7 +89,7 @@ def own_videos(args: argparse.Namespace, source: "Source") -> "Protocol":
     from video_diffusion.evaluation import PipelineSource
     from video_diffusion.evaluation.own import SPLIT, cut_of, own_protocol, usual_given
     from video_diffusion.hub.configs import read_json
-    from video_diffusion.hub.folder import resolve_model
+    from video_diffusion.hub.finding import resolve_model
     from video_diffusion.sampling import trained_frames
 
     if not isinstance(source, PipelineSource):

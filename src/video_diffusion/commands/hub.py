@@ -63,7 +63,7 @@ def destination(args: argparse.Namespace) -> dict[str, Any]:
 def run_push(args: argparse.Namespace) -> None:
     """Publishes a pipeline and prints where it is."""
     from video_diffusion.hub.adapters import is_adapter, push_adapter
-    from video_diffusion.hub.folder import embedded_adapters, embedded_models
+    from video_diffusion.hub.finding import embedded_adapters, embedded_models
     from video_diffusion.hub.publish import push_pipeline
 
     folder = (embedded_models() | embedded_adapters()).get(args.folder, args.folder)
@@ -88,7 +88,7 @@ def run_card(args: argparse.Namespace) -> None:
     """Writes the card and prints where it is."""
     from video_diffusion.hub.adapters import is_adapter, write_adapter_card
     from video_diffusion.hub.cards import write_card, write_samples
-    from video_diffusion.hub.folder import GENERATION_CONFIG
+    from video_diffusion.hub.configs import GENERATION_CONFIG
 
     adapter = is_adapter(args.folder)
     if args.samples:

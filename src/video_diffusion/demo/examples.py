@@ -33,7 +33,7 @@ def write_examples(studio: Studio, folder: Path) -> dict[str, tuple[Asked, Resul
         studio: of the model.
         folder: of its pipeline.
     """
-    from video_diffusion.hub.folder import weights_digest
+    from video_diffusion.hub.loading import weights_digest
 
     index = json.loads(INDEX.read_text(encoding="utf-8"))
     if index["weights"] != weights_digest(folder):
@@ -50,7 +50,8 @@ def write_examples(studio: Studio, folder: Path) -> dict[str, tuple[Asked, Resul
 
 def main() -> None:
     """Makes the clips with the embedded model."""
-    from video_diffusion.hub.folder import resolve_model, weights_digest
+    from video_diffusion.hub.finding import resolve_model
+    from video_diffusion.hub.loading import weights_digest
     from video_diffusion.sampling import OWN_SAMPLER, load_pipeline
 
     studio = Studio(load_pipeline(MODEL, OWN_SAMPLER))

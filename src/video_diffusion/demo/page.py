@@ -339,7 +339,7 @@ def serve(
 def finished_clips(studio: Studio) -> Examples:
     """The examples that come with an embedded model; none with another."""
     from video_diffusion.demo.examples import write_examples
-    from video_diffusion.hub.folder import embedded_adapters, embedded_models
+    from video_diffusion.hub.finding import embedded_adapters, embedded_models
 
     folder = (embedded_models() | embedded_adapters()).get(studio.model)
     return {} if folder is None else write_examples(studio, folder)

@@ -19,15 +19,9 @@ from video_diffusion.data.pictures import list_pictures
 from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, to_channels, to_uint8
 from video_diffusion.evaluation.protocols import IMAGE_SIZE, Protocol
-from video_diffusion.hub.folder import (
-    INDEX,
-    embedded_adapters,
-    embedded_models,
-    find_folder,
-    is_adapter,
-    resolve_model,
-    weights_digest,
-)
+from video_diffusion.hub.configs import INDEX
+from video_diffusion.hub.finding import embedded_adapters, embedded_models, find_folder, is_adapter, resolve_model
+from video_diffusion.hub.loading import weights_digest
 from video_diffusion.model.steps import resolve_steps
 from video_diffusion.model.windows import Window, plan_windows
 from video_diffusion.sampling import OWN_SAMPLER, frame_size, load_pipeline, sampler_name

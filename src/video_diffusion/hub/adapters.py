@@ -21,15 +21,11 @@ from video_diffusion.hub.cards import (
     read_evaluations,
     read_json,
 )
-from video_diffusion.hub.configs import read_generation_config
-from video_diffusion.hub.folder import (
-    ADAPTER,
-    GENERATION_CONFIG,
-    SCHEDULER,
-    carried_files,
-    is_adapter,
-)
+from video_diffusion.hub.configs import GENERATION_CONFIG, read_generation_config
+from video_diffusion.hub.finding import ADAPTER, is_adapter
+from video_diffusion.hub.folder import carried_files
 from video_diffusion.hub.integrity import write_json
+from video_diffusion.hub.loading import SCHEDULER
 from video_diffusion.hub.transfer import Destination, full_id, upload
 
 if TYPE_CHECKING:

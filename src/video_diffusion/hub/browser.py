@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from video_diffusion.hub.folder import PACKAGE
+from video_diffusion.hub.finding import PACKAGE
 from video_diffusion.hub.onnx import check_exportable, export_onnx, sampler_table
 from video_diffusion.hub.transfer import Destination, upload
 

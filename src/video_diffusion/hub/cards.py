@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_diffusion.data.video_io import atomic_path
-from video_diffusion.hub.folder import HALF, INDEX, PACKAGE, SOLVERS, weights_digest
+from video_diffusion.hub.configs import INDEX, SOLVERS
+from video_diffusion.hub.finding import PACKAGE
+from video_diffusion.hub.folder import HALF
+from video_diffusion.hub.loading import weights_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

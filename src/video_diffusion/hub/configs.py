@@ -11,6 +11,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 INDEX = "model_index.json"
 GENERATION_CONFIG = "generation_config.json"
+SOLVERS = {  # the stock schedulers that `sampler` in a generation config may name, beside the model's own
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 LIBRARY = "video_diffusion"  # how `model_index.json` names the home of our components
 OWN_COMPONENTS = ("VideoUNet3DConditionModel", "VPContinuousScheduler")
 LIBRARIES = ("diffusers", "transformers")
@@ -49,7 +54,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of every number in our configs; be
 
 
 def shown(value: Any) -> str:
-    """As `model.inputs.shown`, which is imported late: the command line must not load PyTorch for its help."""
+    """As `model.checks.shown`, which is imported late: the command line must not load PyTorch for its help."""
     from video_diffusion.model.checks import shown
 
     return shown(value)

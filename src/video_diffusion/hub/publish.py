@@ -12,21 +12,10 @@ from typing import TYPE_CHECKING
 
 from video_diffusion.data.modes import as_usual
 from video_diffusion.hub.adapters import WORKING
-from video_diffusion.hub.folder import (
-    GENERATION_CONFIG,
-    INDEX,
-    PACKAGE,
-    PICKLES,
-    check_target,
-    check_weights,
-    embedded_adapters,
-    embedded_models,
-    export_folder,
-    find_base,
-    is_adapter,
-    refuse_pickles,
-    swap,
-)
+from video_diffusion.hub.configs import GENERATION_CONFIG, INDEX
+from video_diffusion.hub.finding import PACKAGE, embedded_adapters, embedded_models, find_base, is_adapter
+from video_diffusion.hub.folder import check_target, export_folder, swap
+from video_diffusion.hub.loading import PICKLES, check_weights, refuse_pickles
 from video_diffusion.hub.transfer import Destination, check_names, check_repo_id, explain, full_id, retry, upload
 
 if TYPE_CHECKING:

@@ -243,20 +243,21 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             ValueError: where the weights are broken, or are not those of the folder's config, or an option is refused.
             OSError: where there is no such model or a file is missing.
         """
-        import video_diffusion.hub.folder as hub  # this form: diffusers takes `from … import` for a requirement
+        import video_diffusion.hub.finding as finding  # this form: diffusers takes `from … import` for a requirement
+        import video_diffusion.hub.loading as loading
 
-        kwargs = hub.check_options(kwargs)
-        folder = hub.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
-        if hub.is_adapter(folder):
-            pipeline = hub.load_adapted(cls, folder, kwargs)
+        kwargs = loading.check_options(kwargs)
+        folder = finding.find_folder(cls, str(pretrained_model_name_or_path), kwargs)
+        if finding.is_adapter(folder):
+            pipeline = loading.load_adapted(cls, folder, kwargs)
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
             return pipeline
-        components, generation_config = hub.read_folder(folder, kwargs)
-        own = {name: hub.load_component(folder, name, kind, kwargs) for name, kind in components.items()}
-        with hub.naming(folder):
+        components, generation_config = loading.read_folder(folder, kwargs)
+        own = {name: loading.load_component(folder, name, kind, kwargs) for name, kind in components.items()}
+        with loading.naming(folder):
             pipeline = super().from_pretrained(str(folder), **own, **kwargs)
-        hub.check_finite_weights(pipeline)
-        hub.spread(pipeline, own)
+        loading.check_finite_weights(pipeline)
+        loading.spread(pipeline, own)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipeline.generation_config = generation_config
         return pipeline
@@ -265,9 +266,9 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
         """Loads an adapter, as in diffusers; one that comes with the package by its name. Errors as of the mixin."""
         source = pretrained_model_name_or_path_or_dict
         if isinstance(source, str) and "/" not in source and not Path(source).exists():
-            import video_diffusion.hub.folder as hub
+            import video_diffusion.hub.finding as finding
 
-            source = str(hub.embedded_adapters().get(source, source))
+            source = str(finding.embedded_adapters().get(source, source))
         super().load_lora_weights(source, *args, **kwargs)
 
     @classmethod
@@ -304,9 +305,9 @@ class VideoDiffusionPipeline(DiffusionPipeline, VideoLoraLoaderMixin):
             pipeline.generation_config = self.generation_config
             return pipeline.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         if push_to_hub:
-            import video_diffusion.hub.folder as hub
+            import video_diffusion.hub.folder as folder
 
-            hub.write_code((self, *bare.values()), Path(save_directory))
+            folder.write_code((self, *bare.values()), Path(save_directory))
         return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -972,11 +973,11 @@ def has_cache(unet: torch.nn.Module) -> bool:
 def seal(folder: Path) -> None:
     """Writes down the digest of each file that is loaded, where the package is there; else an old list goes away."""
     try:
-        import video_diffusion.hub.folder as hub
+        import video_diffusion.hub.integrity as integrity
     except ImportError:
         (folder / "manifest.json").unlink(missing_ok=True)
     else:
-        hub.seal_pipeline(folder)
+        integrity.seal_pipeline(folder)
 
 
 def forget_origin(folder: Path) -> None:

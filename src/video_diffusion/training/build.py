@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub.folder import resolve_model
+from video_diffusion.hub.finding import resolve_model
 from video_diffusion.model.autoencoding import LatentSpace
 from video_diffusion.training.arguments import DataArguments, ModelArguments, TrainArguments
 

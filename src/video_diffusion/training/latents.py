@@ -20,7 +20,8 @@ from torch import Tensor
 
 from video_diffusion.data import VideoClips
 from video_diffusion.data.streams import VideoStream
-from video_diffusion.hub.folder import check_weights, read_json
+from video_diffusion.hub.configs import read_json
+from video_diffusion.hub.loading import check_weights
 from video_diffusion.model.autoencoding import LatentSpace, check_vae, save_memory
 from video_diffusion.training.arguments import DataArguments, VaeArguments
 from video_diffusion.training.fields import declared

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub.folder import find_base, find_folder, is_adapter
+from video_diffusion.hub.finding import find_base, find_folder, is_adapter
 from video_diffusion.training.arguments import DataArguments
 from video_diffusion.training.checkpoints import RECORD
 from video_diffusion.training.fields import declared
