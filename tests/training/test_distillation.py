@@ -28,18 +28,15 @@ from video_diffusion.hub.loading import weights_digest
 from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.model.steps import spaced_timesteps
 from video_diffusion.training import command
-from video_diffusion.training.distillation import (
-    Distillation,
+from video_diffusion.training.distillation import Distillation, measure, student_of
+from video_diffusion.training.distillation_arguments import parse_distillation, plan_stages
+from video_diffusion.training.distillation_objective import (
     Told,
     distillation_loss,
     draw_scales,
     joined_steps,
-    measure,
-    parse_distillation,
-    plan_stages,
     step_nodes,
     step_times,
-    student_of,
     times_at,
 )
 from video_diffusion.training.objective import Draw

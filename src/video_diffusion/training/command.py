@@ -22,7 +22,8 @@ from video_diffusion.training.checkpoints import (
     save_whole,
     write_record,
 )
-from video_diffusion.training.distillation import Distillation, measure, parse_distillation
+from video_diffusion.training.distillation import Distillation, measure
+from video_diffusion.training.distillation_arguments import parse_distillation
 from video_diffusion.training.dry_run import dry_run
 from video_diffusion.training.loop import train
 from video_diffusion.training.lora import Adaptation, parse_adaptation
