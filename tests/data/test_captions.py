@@ -155,6 +155,18 @@ def test_the_sentences_word_for_word():
         "two digits: 3, 7",
     ]
     assert TEMPLATES["train"][2].say([Fact(3, "right")]) == "the digit 3 moves right"
+    assert TEMPLATES["varied"][:9] == TEMPLATES["train"]
+    assert [template.say(facts) for template in TEMPLATES["varied"][9:]] == [
+        "the 3 moves up and to the left, the 7 stands still",
+        "there is a 3 that moves up and to the left and a 7 that stands still",
+        "up and to the left moves a 3; still stands a 7",
+        "a 3 that goes up and to the left and a 7 that stands still",
+        "two digits: 3 moves up and to the left, 7 stands still",
+        "two digits: a 3 and a 7",
+        "3 and 7",
+        "there is a 3 and there is a 7",
+        "the digit 3, the digit 7",
+    ]
 
 
 @pytest.mark.parametrize("digits", [1, 2, (1, 5)])
@@ -162,15 +174,15 @@ def test_the_sentences_word_for_word():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_captions_are_of_the_vocabulary_and_no_longer_than_they_promise(variant, frames, digits):
     videos = MovingMNIST(split="test", variant=variant, num_frames=frames, num_digits=digits)
-    train, held_out = say(videos, 1500), say(videos, 1500, "held_out")
-    assert {word for text in train + held_out for word in words(text)} <= set(VOCABULARY)
-    assert not set(train) & set(held_out)
-    lengths = [len(words(text)) for text in train + held_out]
+    varied, held_out = say(videos, 3000, "varied"), say(videos, 1500, "held_out")
+    assert {word for text in varied + held_out for word in words(text)} <= set(VOCABULARY)
+    assert not set(varied) & set(held_out)
+    lengths = [len(words(text)) for text in varied + held_out]
     assert max(lengths) <= max_words(videos.digit_counts[1])
     if frames == 40 and digits != (1, 5):
         assert max(lengths) == max_words(digits)
     if frames == 1:
-        assert not {"moves", "moving", "goes", "still"} & {word for text in train + held_out for word in words(text)}
+        assert not {"moves", "moving", "goes", "still"} & {word for text in varied + held_out for word in words(text)}
 
 
 def test_every_held_out_word_is_one_of_training_and_the_vocabulary_has_no_other():

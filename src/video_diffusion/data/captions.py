@@ -179,6 +179,11 @@ def _bounced(fact: Fact) -> str:
     return f" and bounces off {walls}" if walls else ""
 
 
+def _moves_first(fact: Fact, name: str) -> str:
+    """Says the direction before the digit."""
+    return f"still stands {name}" if fact.direction == STILL else f"{_where(fact)} moves {name}"
+
+
 def _and(parts: Sequence[str]) -> str:
     """Joins them as "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
@@ -188,7 +193,7 @@ def _count(facts: Sequence[Fact]) -> str:
     return {1: "one digit", 2: "two digits", 3: "three digits"}.get(len(facts), "many digits")
 
 
-TEMPLATES: Mapping[str, tuple[Template, ...]] = {
+_ASKED: Mapping[str, tuple[Template, ...]] = {
     "train": (
         Template(lambda facts: "; ".join(f"the digit {f.digit} {_moves(f)}{_bounced(f)}" for f in facts)),
         Template(lambda facts: "; ".join(f"the digit {f.digit} {_moves(f)}" for f in facts)),
@@ -213,6 +218,24 @@ TEMPLATES: Mapping[str, tuple[Template, ...]] = {
         Template(lambda facts: f"{_count(facts)}: " + ", ".join(str(f.digit) for f in facts), motion=False),
     ),
 }
+
+_REWORDED = (
+    Template(lambda facts: ", ".join(f"the {f.digit} {_moves(f)}" for f in facts)),
+    Template(lambda facts: "there is " + _and([f"a {f.digit} that {_moves(f)}" for f in facts])),
+    Template(lambda facts: "; ".join(_moves_first(f, f"a {f.digit}") for f in facts)),
+    Template(lambda facts: _and([f"a {f.digit} that {_moves(f, 'goes')}" for f in facts])),
+    Template(lambda facts: f"{_count(facts)}: " + ", ".join(f"{f.digit} {_moves(f)}" for f in facts)),
+    Template(lambda facts: f"{_count(facts)}: " + _and([f"a {f.digit}" for f in facts]), motion=False),
+    Template(lambda facts: _and([str(f.digit) for f in facts]), motion=False),
+    Template(lambda facts: _and([f"there is a {f.digit}" for f in facts]), motion=False),
+    Template(lambda facts: ", ".join(f"the digit {f.digit}" for f in facts), motion=False),
+)
+
+TEMPLATES: Mapping[str, tuple[Template, ...]] = {**_ASKED, "varied": _ASKED["train"] + _REWORDED}
+"""
+"train": of the published dataset's captions; "held_out": never trained on; "varied": "train" and as many more, which
+trainings draw from, so that a sentence that was not among them is understood.
+"""
 
 VOCABULARY: tuple[str, ...] = (
     *("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", ";", ",", ":"),
@@ -255,7 +278,7 @@ def captions(
         indices: the clips' numbers, `[B]`.
         seed: 0 to 2⁶⁴ − 1: chooses template and order of the digits.
         span: image size less digit size, `videos.image_size − videos.pixels_per_digit`.
-        templates: "train" or "held_out".
+        templates: a key of `TEMPLATES`: "train", "held_out" or "varied".
 
     Returns:
         B captions in lower case, of words in `VOCABULARY`; a clip of one frame is said to have digits, not to move.

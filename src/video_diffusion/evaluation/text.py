@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from video_diffusion.data import MovingMNIST
-from video_diffusion.data.captions import DIRECTIONS, TEMPLATES, Caption, Fact, compose
+from video_diffusion.data.captions import DIRECTIONS, Caption, Fact, compose
 from video_diffusion.digit_reader.reader import reader_report
 from video_diffusion.digit_reader.tracking import read_clips
 from video_diffusion.evaluation.protocols import DATA_SEED
@@ -24,6 +24,7 @@ from video_diffusion.evaluation.run import Workers, make_parts, read_parts, vers
 from video_diffusion.evaluation.sources import PipelineSource, clip_generator, to_clips
 from video_diffusion.sampling import trained_frames
 
+ASKED = ("train", "held_out")  # the templates of the prompts
 EMPTY = "empty"  # the column of clips without a prompt
 SCALES = (1.0, 2.0, 4.0, 8.0)
 NUM_VIDEOS, NUM_DIGITS = 64, 2
@@ -192,7 +193,7 @@ def evaluate_text(
         "num_frames": source.videos.num_frames,
         "data_seed": DATA_SEED,
     }
-    prompts = {templates: source.prompts(run.num_videos, templates) for templates in TEMPLATES}
+    prompts = {templates: source.prompts(run.num_videos, templates) for templates in ASKED}
     columns = columns_of(run, source, prompts)
     make_parts(folder, settings, columns, run.num_videos, run.batch_size, workers, progress)
     return summarise(folder, run, source, prompts, settings) if workers.rank == 0 else None

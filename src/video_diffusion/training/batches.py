@@ -253,7 +253,7 @@ def open_captions(source: Any, data: DataArguments, seed: int) -> Callable[[Any]
 
 
 def _describe(source: MovingMNIST, seed: int, numbers: NDArray[np.int64]) -> list[str]:
-    return captions(source.clips(numbers), numbers, seed, source.image_size - source.pixels_per_digit)
+    return captions(source.clips(numbers), numbers, seed, source.image_size - source.pixels_per_digit, "varied")
 
 
 def _of_row(caption: Callable[[Row], str | None], row: Row) -> str:
