@@ -155,18 +155,19 @@ def test_the_sentences_word_for_word():
         "two digits: 3, 7",
     ]
     assert TEMPLATES["train"][2].say([Fact(3, "right")]) == "the digit 3 moves right"
-    assert TEMPLATES["varied"][:9] == TEMPLATES["train"]
-    assert [template.say(facts) for template in TEMPLATES["varied"][9:]] == [
+    varied = {template.say(facts) for template in TEMPLATES["varied"]}
+    assert {template.say(facts) for template in TEMPLATES["train"]} < varied
+    assert len(varied) > 250
+    assert not varied & {template.say(facts) for template in TEMPLATES["held_out"]}
+    assert {
         "the 3 moves up and to the left, the 7 stands still",
         "there is a 3 that moves up and to the left and a 7 that stands still",
+        "two digits: a digit 3 is moving up and to the left; a digit 7 is standing still",
         "up and to the left moves a 3; still stands a 7",
-        "a 3 that goes up and to the left and a 7 that stands still",
-        "two digits: 3 moves up and to the left, 7 stands still",
+        "3 goes up and to the left and bounces off the top and the left and 7 stands still",
         "two digits: a 3 and a 7",
-        "3 and 7",
-        "there is a 3 and there is a 7",
         "the digit 3, the digit 7",
-    ]
+    } <= varied
 
 
 @pytest.mark.parametrize("digits", [1, 2, (1, 5)])

@@ -7,6 +7,7 @@ So they hold for both variants, and for any other pictures in the digits' place.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,22 +220,61 @@ _ASKED: Mapping[str, tuple[Template, ...]] = {
     ),
 }
 
-_REWORDED = (
-    Template(lambda facts: ", ".join(f"the {f.digit} {_moves(f)}" for f in facts)),
-    Template(lambda facts: "there is " + _and([f"a {f.digit} that {_moves(f)}" for f in facts])),
-    Template(lambda facts: "; ".join(_moves_first(f, f"a {f.digit}") for f in facts)),
-    Template(lambda facts: _and([f"a {f.digit} that {_moves(f, 'goes')}" for f in facts])),
-    Template(lambda facts: f"{_count(facts)}: " + ", ".join(f"{f.digit} {_moves(f)}" for f in facts)),
-    Template(lambda facts: f"{_count(facts)}: " + _and([f"a {f.digit}" for f in facts]), motion=False),
-    Template(lambda facts: _and([str(f.digit) for f in facts]), motion=False),
-    Template(lambda facts: _and([f"there is a {f.digit}" for f in facts]), motion=False),
-    Template(lambda facts: ", ".join(f"the digit {f.digit}" for f in facts), motion=False),
-)
+_NAMES = ("{}", "a {}", "the {}", "the digit {}", "a digit {}")
+_ACTS = ("moves", "goes", "moving", "that moves", "that goes", "is moving")
+_JOINTS = ("; ", ", ", " and ")
+_NOT_SAID = {  # name, act and beginning of held-out templates, however the digits are joined
+    ("a {}", "moving", "there is "),
+    ("the digit {}", "that goes", ""),
+    ("the digit {}", "that moves", ""),  # of a digit that stands still the same
+    ("{}", "", "count"),
+}
 
-TEMPLATES: Mapping[str, tuple[Template, ...]] = {**_ASKED, "varied": _ASKED["train"] + _REWORDED}
+
+def _act(fact: Fact, act: str) -> str:
+    """Gives "that moves left", "is standing still", … ; nothing where `act` is empty."""
+    words = act.split()
+    still = {"moving": "standing still"}.get(words[-1], "stands still") if words else ""
+    return "".join(f" {word}" for word in (*words[:-1], _moves(fact, words[-1], still))) if words else ""
+
+
+def _reworded(name: str, act: str, joint: str, start: str, bounced: bool) -> Template:
+    """One sentence of the grammar: a beginning, then for each digit its name and what it does."""
+
+    def say(facts: Sequence[Fact]) -> str:
+        beginning = f"{_count(facts)}: " if start == "count" else start
+        parts = [name.format(f.digit) + _act(f, act) + (_bounced(f) if bounced else "") for f in facts]
+        return beginning + joint.join(parts)
+
+    return Template(say, motion=bool(act))
+
+
+def _turned(name: str, joint: str) -> Template:
+    """One sentence that says the direction before the digit."""
+    return Template(lambda facts: joint.join(_moves_first(f, name.format(f.digit)) for f in facts))
+
+
+def _grammar() -> tuple[Template, ...]:
+    """All sentences of the grammar but the held-out ones; those without motion are there four times."""
+    moving: list[Template] = []
+    plain: list[Template] = []
+    for name, act, joint in product(_NAMES, ("", *_ACTS), _JOINTS):
+        there = name in ("a {}", "a digit {}") and act in ("", "moving", "that moves", "that goes")
+        for start in ("", "count", "there is ")[: 3 if there else 2]:
+            if (name, act, start) in _NOT_SAID:
+                continue
+            found = moving if act else plain
+            found.append(_reworded(name, act, joint, start, bounced=False))
+            if act not in ("", "moving") and not start:  # with a beginning it would be longer than all others
+                found.append(_reworded(name, act, joint, start, bounced=True))
+    moving += [_turned(name, joint) for name, joint in product(_NAMES[1:], _JOINTS)]
+    return (*moving, *plain * 4)
+
+
+TEMPLATES: Mapping[str, tuple[Template, ...]] = {**_ASKED, "varied": _ASKED["train"] * 8 + _grammar()}
 """
-"train": of the published dataset's captions; "held_out": never trained on; "varied": "train" and as many more, which
-trainings draw from, so that a sentence that was not among them is understood.
+"train": of the published dataset's captions; "held_out": never trained on; "varied": what trainings draw from, "train"
+and a few hundred that a grammar makes of the same words, so that a sentence that is not among them is understood.
 """
 
 VOCABULARY: tuple[str, ...] = (
