@@ -1,6 +1,7 @@
 """The recipes and the configurations of accelerate: what the tools read, and a recipe that runs in parts."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+
+from video_diffusion.training.lora import parse_adaptation
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.sh"))
@@ -68,3 +71,28 @@ def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
     again = subprocess.run(recipe, env=environment, capture_output=True, text=True)  # nothing is trained twice
     assert again.returncode == 0
     assert "step/s" not in again.stderr
+
+
+def test_the_recipe_of_prompts_trains_two_adapters_each_on_the_one_before(tmp_path):
+    """The command is left to a stand-in that notes what it is asked and makes an empty pipeline."""
+    asked, bin_ = tmp_path / "asked", tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "video-diffusion").write_text(f"""#!/bin/bash
+        printf '%q ' "$@" >> {shlex.quote(str(asked))}
+        echo >> {shlex.quote(str(asked))}
+        while [ "$1" = train-lora ] && [ $# -gt 1 ]; do
+            if [ "$2" = --output_dir ]; then mkdir -p "$3"; echo '{{}}' > "$3/model_index.json"; fi
+            set -- train-lora "${{@:3}}"
+        done
+    """)
+    (bin_ / "video-diffusion").chmod(0o755)
+    environment = os.environ | {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "OUT": str(tmp_path / "runs")}
+    recipe = ["bash", str(ROOT / "training" / "recipes" / "moving-mnist-prompts.sh"), "--seed", "7"]
+    for _ in range(2):  # the second time nothing is trained
+        assert subprocess.run(recipe, env=environment, capture_output=True).returncode == 0
+    lines = [shlex.split(line) for line in asked.read_text().splitlines()]
+    assert [line[0] for line in lines] == ["train-lora"] * 2 + ["evaluate", "evaluate", "card"] * 2
+    _, short = parse_adaptation(lines[0][1:])
+    assert (short.pretrained_model_name_or_path, short.seed, short.merged) == ("moving-mnist", 7, True)
+    after = lines[1].index("--pretrained_model_name_or_path") + 1
+    assert lines[1][after] == short.output_dir
