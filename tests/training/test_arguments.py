@@ -148,6 +148,8 @@ def test_a_file_is_refused_with_its_reason(content, message, tmp_path):
         (["--adam_beta2", "1"], "`adam_beta2` is 1.0, expected a number at least 0 and below 1"),
         (["--mixed_precision", "int8"], "`mixed_precision` is 'int8'"),
         (["--weighting", "none"], "`weighting` is 'none'"),
+        (["--logit_normal", "0"], "`logit_normal` is [0.0], expected two"),
+        (["--logit_normal", "0", "0"], "`logit_normal` is [0.0, 0.0], expected a deviation above 0"),
         (["--push_to_hub"], "`hub_model_id` is None"),
         (["--mask_probabilities", "1", "1", "0", "0"], "expected 4 shares that sum to 1"),
         (["--mask_probabilities", "0.5", "0.5"], "expected 4 shares that sum to 1"),

@@ -3,7 +3,9 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from oracle import Gaussian
@@ -15,6 +17,7 @@ from video_diffusion.training.objective import (
     diffusion_loss,
     draw,
     joint_attention_mask,
+    logit_normal,
     model_input,
     random_frame_mask,
     stratified_times,
@@ -107,6 +110,22 @@ def test_each_row_of_times_is_uniform():
     t = torch.stack([stratified_times(4, generator(seed)) for seed in range(2000)])[:, 1].sort().values
     distance = (t - torch.arange(1, 2001) / 2000).abs().max().item()
     assert distance < 1.95 / math.sqrt(2000)
+
+
+def test_logit_normal_times_have_that_distribution_and_keep_their_strata():
+    u = torch.tensor([1e-7, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    expected = [scipy.stats.norm(0.9, 0.8).ppf(value) for value in u.tolist()]
+    t = logit_normal(u, 0.9, 0.8)
+    np.testing.assert_allclose(t.logit()[:4], expected[:4], rtol=1e-9)
+    assert t[-1] == 1
+    assert logit_normal(torch.tensor([1e-38]), -20.0, 20.0).item() > 0
+    plain, moved = (draw((64, 1, 3, 8, 8), SHARES, 0, 5, logit=logit) for logit in (None, (0.9, 0.8)))
+    assert torch.equal(moved.t, logit_normal(plain.t, 0.9, 0.8))
+    assert torch.equal(moved.t.argsort(), plain.t.argsort())
+    assert torch.equal(moved.noise, plain.noise)
+    by_frame = draw((64, 1, 3, 8, 8), SHARES, 0, 5, frame_noise=1.0, logit=(0.9, 0.8)).t
+    assert by_frame.shape == (64, 3)
+    assert abs(by_frame.logit().mean() - 0.9) < 4 * 0.8 / math.sqrt(192)
 
 
 def masks_of(task, frames=6, batch=4000):

@@ -26,6 +26,7 @@ from video_diffusion.training.fields import (
     size,
     switch,
     text,
+    two,
     whole,
 )
 
@@ -296,6 +297,12 @@ class TrainArguments(LoopArguments):
         or_none(real(0, 1)),
         "agrees",
     )
+    logit_normal: list[float] | None = argument(
+        None,
+        "Mean and standard deviation of the logit of t, which so is often near sigmoid(mean); left out: t is uniform.",
+        or_none(two(real(-20, 20))),
+        "agrees",
+    )
     weighting: str = argument("v_prediction", "See log_loss_weight in scheduler.py.", one_of(*WEIGHTINGS), "agrees")
     optimizer: str = argument(
         "adamw", "adamw, or muon on matrices with AdamW on the rest.", one_of("adamw", "muon"), "agrees"
@@ -480,6 +487,8 @@ def check_frame_noise(train: TrainArguments, has_times: bool) -> None:
 def check_train(train: TrainArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     check_loop(train)
+    if train.logit_normal is not None and train.logit_normal[1] <= 0:
+        raise ValueError(f"`logit_normal` is {train.logit_normal}, expected a deviation above 0 after the mean.")
     if train.push_to_hub and train.hub_model_id is None:
         raise ValueError("`hub_model_id` is None, expected a repository id because `push_to_hub` is set.")
 

@@ -48,6 +48,15 @@ def stratified_times(batch: int, generator: torch.Generator, device: torch.devic
     return 1 - (strata + offset) / batch
 
 
+def logit_normal(times: Tensor, mean: float, std: float) -> Tensor:
+    """Makes uniform times on (0, 1] such whose logit is normal (Esser et al. 2024), on (0, 1] too; strata stay.
+
+    So a training spends its steps around sigmoid(mean). The weights of the loss do not make up for that.
+    """
+    moved = (mean + std * torch.special.ndtri(times.double())).sigmoid()
+    return moved.clamp(torch.finfo(times.dtype).tiny, 1).to(times.dtype)
+
+
 def random_frame_mask(
     batch: int,
     frames: int,
@@ -97,12 +106,14 @@ def draw(
     device: torch.device | str = "cpu",
     caption_dropout: float = 0.0,
     frame_noise: float | None = None,
+    logit: Sequence[float] | None = None,
 ) -> Draw:
     """All that is random in step `step`, for a global batch of `shape` `[B, C, F, H, W]`.
 
     The last `num_images` frames are independent images and never given. A caption is hidden with the probability
     `caption_dropout` (Ho and Salimans 2022). With `frame_noise` the times are `[B, F]`: with that probability those
-    of a clip's frames are independent, each uniform on (0, 1], else they are one.
+    of a clip's frames are independent, each uniform on (0, 1], else they are one. `logit`, a mean and a standard
+    deviation, makes uniform times those of `logit_normal`.
     """
     batch, _, frames = shape[:3]
     if not 0 <= num_images <= frames:
@@ -118,6 +129,8 @@ def draw(
         own = 1 - torch.rand(batch, frames, generator=generator, device=device)
         independent = torch.rand(batch, 1, generator=generator, device=device) < frame_noise
         times = torch.where(independent, own, times[:, None])
+    if logit is not None:
+        times = logit_normal(times, *logit)
     return Draw(times, noise, mask, captioned)
 
 

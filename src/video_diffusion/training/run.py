@@ -265,6 +265,7 @@ class Run:
             x.device,
             self.args.caption_dropout,
             share if has_frame_times(self.denoiser.config) else None,
+            self.args.logit_normal,
         )
         first = self.accelerator.process_index * len(x)
         return x, noise.rows(first, first + len(x))
