@@ -6,8 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from text_encoders import letters_tokenizer, save_encoder, tiny_encoder
+from tiny_training import flags_of
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.training import command, text
+from video_diffusion.training import command, text, validation
+from video_diffusion.training.arguments import parse_arguments
+from video_diffusion.training.batches import open_captions
+from video_diffusion.training.run import Run
 from video_diffusion.training.text_states import encoder_digest
 
 FAMILIES = ("bert", "clip", "t5", "umt5")
@@ -171,3 +175,26 @@ def test_what_is_wrong_with_an_encoder_is_said_in_one_line_before_the_first_step
     assert len(said) == 1
     assert message.format(tmp_path) in said[0]
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_validation_tells_what_a_caption_is_worth(digits, tmp_path, monkeypatch):
+    """With two clips, "another clip's caption" and "its own" change places where the captions do."""
+    flags = ("--validation_videos", 2, "--tracker", "none", "--num_images", 0)
+    training = Run(parse_arguments(flags_of(digits, tmp_path, *flags)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in training.denoiser.parameters():  # untrained, it does not read the text
+            weight.copy_(torch.randn(weight.shape, generator=generator) / max(weight[0].numel(), 1) ** 0.5)
+    training.ema.load_state_dict({**training.ema.state_dict(), "shadow_params": training.learned(training.learner)})
+    said = validation.captions_of(training, 2)
+    assert said == open_captions(training.validation_source, training.data, 0)(np.arange(2))
+    own, other = (f"validation/generation_{name}" for name in ("captioned", "miscaptioned"))
+    values = {}
+    for name, texts in {"right": said, "turned": said[::-1], "hidden": ["", ""], "none": None}.items():
+        monkeypatch.setattr(validation, "captions_of", lambda run, count, texts=texts: texts)
+        values[name] = validation.validate(training)
+    assert values["right"][own] == pytest.approx(values["turned"][other], rel=1e-6)
+    assert values["right"][other] == pytest.approx(values["turned"][own], rel=1e-6)
+    assert values["right"][own] != pytest.approx(values["right"][other], rel=1e-5)
+    assert values["hidden"][own] == values["hidden"][other] == pytest.approx(values["none"]["validation/generation"])
+    assert own not in values["none"]

@@ -5,15 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.guidance import reads_frames
-from video_diffusion.model.inputs import encode_tokens
 from video_diffusion.training.batches import open_captions
 from video_diffusion.training.run import Run
 from video_diffusion.training.trackers import Shown, log_videos
-from video_diffusion.training.validation import half, held_out
+from video_diffusion.training.validation import half, held_out, states_of
 
 STEPS = 20  # of the sampler, where the model recommends none
 
@@ -40,7 +38,7 @@ def sample_videos(run: Run) -> dict[str, Shown]:
     if texts is None:
         generated, caption = _call(pipe, len(clips), num_videos_per_prompt=len(clips)), "Without text."
     else:
-        generated, caption = _call(pipe, len(texts), prompt_embeds=_states(run, pipe, texts)), " | ".join(texts)
+        generated, caption = _call(pipe, len(texts), prompt_embeds=states_of(run, pipe, texts)), " | ".join(texts)
     return found | {"generated": Shown([generated], caption)}
 
 
@@ -61,13 +59,6 @@ def prompts(run: Run, count: int) -> list[str] | None:
         if said:
             return said
     return None
-
-
-def _states(run: Run, pipe: Any, texts: list[str]) -> Tensor:
-    """Token states `[N, L, D]`, of texts that are too long cut as in training."""
-    assert run.text is not None
-    tokens = run.text.tokens(texts)
-    return encode_tokens(pipe.text_encoder, tokens.input_ids, tokens.attention_mask)
 
 
 def _call(pipe: Any, count: int, **options: Any) -> NDArray[np.uint8]:

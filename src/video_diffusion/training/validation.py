@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from video_diffusion.data import MovingMNIST, VideoClips
 from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.autoencoding import FrameGrid
 from video_diffusion.model.guidance import frame_times, has_frame_times, model_input
-from video_diffusion.training.batches import to_model
+from video_diffusion.model.inputs import encode_tokens
+from video_diffusion.training.batches import open_captions, to_model
 from video_diffusion.training.objective import TASKS, diffusion_loss, draw
 from video_diffusion.training.run import Run
 
@@ -39,26 +42,56 @@ def held_out(run: Run, size: int, source: Any = None) -> Tensor:
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, float]:
-    """Mean squared error of x̂ on held-out clips without captions, mean over t, by task; averaged weights."""
+    """Mean squared error of x̂ on held-out clips without captions, mean over t, by task; averaged weights.
+
+    Where the clips have captions, also that of generation with each clip's own (`generation_captioned`) and with
+    another clip's (`generation_miscaptioned`): the difference is what the network understands of them.
+    """
     clips = held_out(run, run.args.validation_videos)
-    size = len(clips)
     pipe, report = run.pipeline(), {}
     unet, no_text = pipe.unet, None if run.text is None else pipe.encode_prompt("")[0]
-    for task, name in enumerate(TASKS):
-        only = [float(i == task) for i in range(len(TASKS))]
-        errors = []
-        for start in range(0, size, 16):
-            x = run.encoded(clips[start : start + 16])
-            by_frame = 0.0 if has_frame_times(unet.config) else None
-            noise = draw(tuple(x.shape), only, run.args.seed + 1, start, 0, x.device, frame_noise=by_frame)
-            text = None if no_text is None else {"encoder_hidden_states": no_text.expand(len(x), -1, -1)}
-            weighting = run.args.weighting
-            errors.append(diffusion_loss(unet, run.scheduler, x, noise, weighting, conditions=text)[1])
-        report[f"validation/{name}"] = torch.cat(errors).mean().item()
+    for name in TASKS:
+        text = None if no_text is None else no_text.expand(len(clips), -1, -1)
+        report[f"validation/{name}"] = mean_error(run, unet, clips, name, text)
+    if (said := captions_of(run, len(clips))) is not None:
+        states = states_of(run, pipe, said)
+        for name, text in {"captioned": states, "miscaptioned": states.roll(1, 0)}.items():
+            report[f"validation/generation_{name}"] = mean_error(run, unet, clips, "generation", text)
     for given, length in {(half(run), run.data.num_frames), *([] if grid(run).ratio > 1 else [(5, 10)])}:
         if 0 < given < length <= run.data.num_frames:
             report |= one_call(run, unet, clips[:, :length], given, no_text)
     return report
+
+
+def mean_error(run: Run, unet: Any, clips: Tensor, task: str, text: Tensor | None) -> float:
+    """Mean squared error of x̂ on clips uint8 `[B, F, H, W, C]` in one of the `TASKS`; text states `[B, L, D]`."""
+    only, errors = [float(name == task) for name in TASKS], []
+    for start in range(0, len(clips), 16):
+        x = run.encoded(clips[start : start + 16])
+        by_frame = 0.0 if has_frame_times(unet.config) else None
+        noise = draw(tuple(x.shape), only, run.args.seed + 1, start, 0, x.device, frame_noise=by_frame)
+        conditions = None if text is None else {"encoder_hidden_states": text[start : start + 16]}
+        errors.append(diffusion_loss(unet, run.scheduler, x, noise, run.args.weighting, conditions=conditions)[1])
+    return torch.cat(errors).mean().item()
+
+
+def captions_of(run: Run, count: int) -> list[str] | None:
+    """What is said of the first held-out clips; None where there are no captions, or all are the same."""
+    source = run.validation_source
+    if run.text is None or not getattr(run.args, "captions", True) or not isinstance(source, MovingMNIST | VideoClips):
+        return None
+    try:
+        said = open_captions(source, run.data, run.args.seed)(np.arange(count))
+    except ValueError:  # the held-out videos have none
+        return None
+    return said if len(set(said)) > 1 else None
+
+
+def states_of(run: Run, pipe: Any, texts: list[str]) -> Tensor:
+    """Token states `[N, L, D]`, of texts that are too long cut as in training."""
+    assert run.text is not None
+    tokens = run.text.tokens(texts)
+    return encode_tokens(pipe.text_encoder, tokens.input_ids, tokens.attention_mask)
 
 
 def grid(run: Run) -> FrameGrid:
