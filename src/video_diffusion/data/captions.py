@@ -233,9 +233,11 @@ _NOT_SAID = {  # name, act and beginning of held-out templates, however the digi
 
 def _act(fact: Fact, act: str) -> str:
     """Gives "that moves left", "is standing still", … ; nothing where `act` is empty."""
-    words = act.split()
-    still = {"moving": "standing still"}.get(words[-1], "stands still") if words else ""
-    return "".join(f" {word}" for word in (*words[:-1], _moves(fact, words[-1], still))) if words else ""
+    if not act:
+        return ""
+    *before, verb = act.split()
+    still = "standing still" if verb == "moving" else "stands still"
+    return " " + " ".join((*before, _moves(fact, verb, still)))
 
 
 def _reworded(name: str, act: str, joint: str, start: str, bounced: bool) -> Template:
