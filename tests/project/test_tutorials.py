@@ -185,7 +185,10 @@ def test_train(desk, monkeypatch):
         assert (desk / "runs" / made / "model_index.json").is_file()
 
 
-def test_lora(desk, hub):
+def test_lora(desk, hub, shelf):
+    mine = VideoDiffusionPipeline.from_pretrained(shelf / "moving-mnist")
+    next(layer for name, layer in mine.unet.named_modules() if name.endswith("to_q")).weight.data += 0.1
+    mine.save_pretrained(desk / "runs" / "mine")
     for split in ("train", "validation"):
         (desk / "my-videos" / split).mkdir(parents=True)
         write_mp4(np.full((12, 32, 32, 1), 200, np.uint8), desk / "my-videos" / split / "a.mp4", fps=8, scale=1)
@@ -193,6 +196,7 @@ def test_lora(desk, hub):
     tiny = ["--max_steps", "1", "--per_device_batch_size", "1", "--lora_target_modules", "to_q", "--tracker", "none"]
     names = play(TUTORIALS / "lora.md", more=[*tiny, "--validation_videos", "1", "--lora_rank", "2"])
     assert len(names["clip"]) == 4
+    assert (desk / "runs" / "mine-lora" / "pytorch_lora_weights.safetensors").is_file()
     assert names["pipe"].get_list_adapters() == {}
     assert hub.files("you/shapes-lora").keys() >= {"README.md", "pytorch_lora_weights.safetensors", "run.json"}
     flags = re.findall(r"^\| `(--[^`]+)` \|", (TUTORIALS / "lora.md").read_text(), flags=re.MULTILINE)

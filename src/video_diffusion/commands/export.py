@@ -1,4 +1,4 @@
-"""`video-diffusion export onnx | page`: a model for runtimes without PyTorch, and for the browser."""
+"""`video-diffusion export onnx | page | lora`: a model without PyTorch, in the browser, as an adapter of its base."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from video_diffusion.commands.report import add_json, report
 
 def register(subparsers: Any) -> None:
     """Adds the `export` command."""
-    export = subparsers.add_parser("export", help="write a model for other runtimes")
+    export = subparsers.add_parser("export", help="write a model in another form")
     formats = export.add_subparsers(required=True, metavar="format")
     onnx = formats.add_parser(
         "onnx",
@@ -38,6 +38,20 @@ def register(subparsers: Any) -> None:
     add_json(page)
     page.set_defaults(run=run_page)
 
+    lora = formats.add_parser(
+        "lora",
+        help="what a model has learned beyond its base, as an adapter",
+        description="Writes the difference between two models of one shape as a LoRA adapter of the second: in each "
+        "layer the nearest matrix of the rank.",
+    )
+    lora.add_argument("--model", required=True, help="embedded model, folder or Hub id")
+    lora.add_argument("--base", default="moving-mnist", help="what it was trained from (default: %(default)s)")
+    lora.add_argument("--rank", type=int, default=64, metavar="N", help="of its matrices (default: %(default)s)")
+    lora.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
+    lora.add_argument("--out", type=Path, default=Path("adapter"), metavar="DIR", help="folder (default: %(default)s)")
+    add_json(lora)
+    lora.set_defaults(run=run_lora)
+
 
 def run_onnx(args: argparse.Namespace) -> None:
     """Writes the files and says where they are."""
@@ -61,3 +75,17 @@ def run_page(args: argparse.Namespace) -> None:
     report(
         args, f"Written to {args.out}: {len(files)} files, {size:.0f} MB. Any server of files will do.", files=files
     )
+
+
+def run_lora(args: argparse.Namespace) -> None:
+    """Writes the adapter and says what it holds."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"`--out` is the file {args.out}, expected a folder.")
+    from video_diffusion.hub.adapters import ADAPTER
+    from video_diffusion.hub.extraction import extract_adapter
+
+    share = extract_adapter(args.model, args.base, args.out, rank=args.rank, dtype=args.dtype)
+    size = (args.out / ADAPTER).stat().st_size / 1e6
+    written = f"Written to {args.out}: an adapter of {args.base} ({size:.1f} MB)."
+    held = f"It holds {share:.1%} of the squared difference."
+    report(args, f"{written} {held}", folder=args.out, share=share)

@@ -143,6 +143,7 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
         "adapter": model_id.rpartition("/")[2],
         "prompt": _prompt({**generation, **run}),
         "calls": steps,
+        "distilled": run.get("student_calls") is not None,
         "scale": generation.get("guidance_scale", 1.0),
         "timesteps": generation.get("timesteps"),
         "reports": evaluations,
