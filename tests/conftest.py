@@ -9,7 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has one core; threads that w
 
 import torch
 
-from denoisers import TINY, tiny_denoiser
+from denoisers import READING, TINY, tiny_denoiser
 
 
 @pytest.fixture
@@ -29,14 +29,4 @@ def make_denoiser():
 @pytest.fixture(scope="module")
 def module_denoiser():
     """A tiny denoiser with channels for given frames and a transformer that reads text of 128 channels."""
-    return tiny_denoiser(
-        layers_per_block=(1, 0),
-        attention_head_dim=16,
-        cross_attention_dim=128,
-        temporal_shift=0.25,
-        spatial_attention=False,
-        temporal_attention=False,
-        transformer_layers=3,
-        attention_pattern=("joint", "space", "time"),
-        in_channels=3,
-    )
+    return tiny_denoiser(**READING)

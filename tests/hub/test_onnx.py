@@ -9,21 +9,21 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from denoisers import TRANSFORMER
+from denoisers import READING, tiny_denoiser
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
 from video_diffusion.hub.onnx import export_onnx, sampler_table
 from video_diffusion.model.guidance import guidance_embedding
 from video_diffusion.training.text import small_bert
 
-SMALL = TRANSFORMER | {"transformer_layers": 1}
-
 
 @pytest.fixture(scope="module")
-def pipeline(module_denoiser):
+def pipeline():
+    """One that has every input: text, given frames, and a scale of guidance, as after distillation."""
+    network = tiny_denoiser(**READING, time_cond_proj_dim=16)
     encoder, tokenizer = small_bert(16)
     scheduler = VPContinuousScheduler(shift=2.0, prediction_type="sample")
-    return VideoDiffusionPipeline(module_denoiser, scheduler, encoder.eval(), tokenizer)
+    return VideoDiffusionPipeline(network, scheduler, encoder.eval(), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,23 @@ def test_the_graphs_give_what_the_networks_give(pipeline, exported, batch, frame
     mask = torch.arange(length)[None] <= torch.arange(batch)[:, None]  # another length of the text in each row
     clips = torch.randn(batch, 3, frames, 16, 16, generator=generator)
     times = torch.rand(batch, generator=generator) * 1000
+    scale = 1 + 4 * torch.rand(batch, generator=generator)
     with torch.no_grad():
         states = pipeline.text_encoder(ids, attention_mask=mask.long()).last_hidden_state
         text = {"encoder_hidden_states": states, "attention_mask": mask}
-        expected = pipeline.unet(clips, times, **text).sample
+        expected, other = (
+            pipeline.unet(clips, times, timestep_cond=guidance_embedding(asked, 16), **text).sample
+            for asked in (scale, scale + 1)
+        )
     read = session(exported["text_encoder"]).run(
         None, {"input_ids": ids.numpy(), "attention_mask": mask.long().numpy()}
     )[0]
     np.testing.assert_allclose(read, states.numpy(), atol=5e-3)  # weights are stored in half precision
-    feed = {"sample": clips, "timestep": times, **text}
+    feed = {"sample": clips, "timestep": times, **text, "guidance_scale": scale}
     made = session(exported["unet"]).run(None, {name: value.numpy() for name, value in feed.items()})[0]
     assert np.abs(expected.numpy()).max() > 0.1
     np.testing.assert_allclose(made, expected.numpy(), atol=5e-3)
+    assert np.abs(made - other.numpy()).max() > 0.02
 
 
 @pytest.mark.parametrize("calls", [1, 4, 20])
@@ -89,41 +94,21 @@ def test_a_loop_over_the_table_is_the_loop_of_diffusers(pipeline, exported, call
     np.testing.assert_allclose(z, x.numpy(), atol=1e-5)
 
 
-def test_a_distilled_model_is_exported_with_its_guidance_and_its_step(make_denoiser, tmp_path):
-    reading = {"cross_attention_dim": 8, "cross_attention_every": 1, "time_cond_proj_dim": 16}
-    network = make_denoiser(in_channels=3, **reading, **SMALL)
+def test_the_step_of_a_distilled_model_is_of_first_order(pipeline):
     scheduler = VPContinuousScheduler(shift=2.0, prediction_type="sample", deterministic=True)
-    files = export_onnx(VideoDiffusionPipeline(network, scheduler), tmp_path, calls=(4,))
-    generator = torch.Generator().manual_seed(0)
-    feed = {"sample": torch.randn(2, 3, 3, 16, 16, generator=generator), "timestep": torch.tensor([900.0, 250.0])}
-    feed |= {"encoder_hidden_states": torch.randn(2, 5, 8, generator=generator)}
-    feed |= {"attention_mask": torch.ones(2, 5, dtype=torch.bool)}
-    scale = torch.tensor([1.0, 3.5])
-    with torch.no_grad():
-        expected = network(**feed, timestep_cond=guidance_embedding(scale, 16)).sample
-        other = network(**feed, timestep_cond=guidance_embedding(scale + 1, 16)).sample
-    feed["guidance_scale"] = scale
-    made = session(files["unet"]).run(None, {name: value.numpy() for name, value in feed.items()})[0]
-    np.testing.assert_allclose(made, expected.numpy(), atol=5e-3)
-    assert np.abs(made - other.numpy()).max() > 0.02
-    table = json.loads(files["sampler"].read_text())
-    assert (table["solver_order"], table["reads_guidance"]) == (1, True)
-    row = table["steps"]["4"]
-    assert row["timesteps"] == [1000, 750, 500, 250]
-    scheduler.set_timesteps(4)
-    x = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
-    z = x.numpy()
-    for i, t in enumerate(scheduler.timesteps):
-        x = scheduler.step(torch.tanh(0.5 * x + t / 1000), t, x, return_dict=False)[0]
-        half, alpha, sigma = row["logsnr_half"], row["alpha"], row["sigma"]
-        shrink = -1.0 if half[i + 1] is None else np.expm1(half[i] - half[i + 1])
-        z = sigma[i + 1] / sigma[i] * z - alpha[i + 1] * shrink * np.tanh(0.5 * z + row["timesteps"][i] / 1000)
-    np.testing.assert_allclose(z, x.numpy(), atol=2e-4)  # ours ends at λ = 20, the table at infinity
+    assert sampler_table(VideoDiffusionPipeline(pipeline.unet, scheduler), (4,))["solver_order"] == 1
+
+
+def test_a_model_that_was_not_distilled_reads_no_guidance(module_denoiser):
+    assert (
+        sampler_table(VideoDiffusionPipeline(module_denoiser, VPContinuousScheduler()), (4,))["reads_guidance"]
+        is False
+    )
 
 
 def test_the_table_says_what_a_loop_must_know(pipeline):
     table = sampler_table(pipeline, (4,))
-    assert (table["solver_order"], table["reads_guidance"]) == (2, False)
+    assert (table["solver_order"], table["reads_guidance"]) == (2, True)
     assert (table["prediction_type"], table["in_channels"], table["out_channels"]) == ("sample", 3, 1)
     assert len(table["steps"]["4"]["timesteps"]) == 4
     assert table["steps"]["4"]["logsnr_half"][-1] is None

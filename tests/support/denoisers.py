@@ -26,6 +26,17 @@ TRANSFORMER = {
     "temporal_shift": 0.5,
     "transformer_layers": 4,
 }
+READING = {  # a transformer with every pattern of attention, channels for given frames, text of 128 channels
+    "layers_per_block": (1, 0),
+    "attention_head_dim": 16,
+    "cross_attention_dim": 128,
+    "temporal_shift": 0.25,
+    "spatial_attention": False,
+    "temporal_attention": False,
+    "transformer_layers": 3,
+    "attention_pattern": ("joint", "space", "time"),
+    "in_channels": 3,
+}
 MIDDLES = pytest.mark.parametrize("middle", [{}, TRANSFORMER], ids=["block", "transformer"])
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +74,20 @@ def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
     assert "step/s" not in again.stderr
 
 
-def test_the_recipe_of_prompts_trains_two_adapters_each_on_the_one_before(tmp_path):
-    """The command is left to a stand-in that notes what it is asked and makes an empty pipeline."""
+def test_the_recipe_of_prompts_trains_each_adapter_on_the_one_before_and_extracts_one_of_all(tmp_path):
+    """The command is left to a stand-in that notes what it is asked and makes empty results."""
     asked, bin_ = tmp_path / "asked", tmp_path / "bin"
     bin_.mkdir()
     (bin_ / "video-diffusion").write_text(f"""#!/bin/bash
         printf '%q ' "$@" >> {shlex.quote(str(asked))}
         echo >> {shlex.quote(str(asked))}
-        while [ "$1" = train-lora ] && [ $# -gt 1 ]; do
-            if [ "$2" = --output_dir ]; then mkdir -p "$3"; echo '{{}}' > "$3/model_index.json"; fi
-            set -- train-lora "${{@:3}}"
+        command=$1
+        while [ $# -gt 1 ]; do
+            case "$command $1" in
+                "train-lora --output_dir") mkdir -p "$2"; echo '{{}}' > "$2/model_index.json" ;;
+                "export --out") mkdir -p "$2"; touch "$2/README.md" ;;
+            esac
+            shift
         done
     """)
     (bin_ / "video-diffusion").chmod(0o755)
@@ -91,8 +96,14 @@ def test_the_recipe_of_prompts_trains_two_adapters_each_on_the_one_before(tmp_pa
     for _ in range(2):  # the second time nothing is trained
         assert subprocess.run(recipe, env=environment, capture_output=True).returncode == 0
     lines = [shlex.split(line) for line in asked.read_text().splitlines()]
-    assert [line[0] for line in lines] == ["train-lora"] * 2 + ["evaluate", "evaluate", "card"] * 2
-    _, short = parse_adaptation(lines[0][1:])
-    assert (short.pretrained_model_name_or_path, short.seed, short.merged) == ("moving-mnist", 7, True)
-    after = lines[1].index("--pretrained_model_name_or_path") + 1
-    assert lines[1][after] == short.output_dir
+    assert [line[0] for line in lines] == ["train-lora"] * 4 + ["export"] + ["evaluate", "evaluate", "card"] * 2
+    base = "moving-mnist"
+    for line in lines[:4]:
+        after = line.index("--pretrained_model_name_or_path") + 1
+        assert line[after] == base
+        _, args = parse_adaptation([*line[1:after], "moving-mnist", *line[after + 1 :]])
+        assert (args.seed, args.merged, args.lora_text_encoder) == (7, True, True)
+        base = args.output_dir
+    words = dict(pairwise(lines[4]))
+    assert (words["--model"], words["--base"]) == (base, "moving-mnist")
+    assert lines[5][lines[5].index("--model") + 1] == words["--out"]
