@@ -109,6 +109,8 @@ def test_the_file_is_in_the_format_of_diffusers_with_the_settings_of_peft(base, 
     assert {key.partition(".")[0] for key in weights} == {"unet", "text_encoder"}
     assert settings["unet"]["r"] == settings["text_encoder"]["r"] == 2
     assert sorted(settings["unet"]["target_modules"]) == ["conv1", "to_out.0", "to_q"]
+    assert settings["text_encoder"]["base_model_name_or_path"] is None
+    assert str(base.parent).encode() not in (trained / ADAPTER).read_bytes()
     assert not any("base_layer" in key for key in weights)
     record = json.loads((trained / "run.json").read_text())
     assert (record["image_size"], record["num_channels"], record["lora_rank"]) == (SIZE, 1, 2)

@@ -58,7 +58,8 @@ def save_adapter(pipeline: "VideoDiffusionPipeline", folder: str | os.PathLike[s
         if config is not None:
             layers = get_peft_model_state_dict(part, adapter_name=adapter)
             parts[f"{name}_lora_layers"] = {key: value.contiguous() for key, value in layers.items()}
-            parts[f"{name}_lora_adapter_metadata"] = config.to_dict()
+            # without the place of the base, which may be a folder of this machine; `run.json` names it
+            parts[f"{name}_lora_adapter_metadata"] = config.to_dict() | {"base_model_name_or_path": None}
     if not parts:
         raise ValueError(f"`adapter` is {adapter!r}, expected one that the pipeline holds.")
     with atomic_path(file) as draft:
@@ -152,6 +153,7 @@ def build_adapter_card(folder: str | os.PathLike[str], repo_id: str | None = Non
         "height": height,
         "width": width,
         "adapter_rows": _rows(folder, settings),
+        "origin": run.get("origin"),
         "recipe": [row for row in describe_recipe(run) if row[0] != "weights it started from"],
         "dataset": describe_data(run) if dataset or run else None,
     }
