@@ -17,6 +17,6 @@ python docs/samples/hero.py
 make generate video-diffusion generate
 make predict video-diffusion predict --from-dataset 3 --given 5
 make interpolate video-diffusion interpolate --from-dataset 3
-make text video-diffusion generate --prompt "the digit 3 moves right" --num-videos 1
+make text video-diffusion generate --model moving-mnist-text --prompt "the digit 3 moves right" --num-videos 1
 make long video-diffusion generate --num-frames 60 --num-videos 1
-make text-long video-diffusion generate --prompt "the digit 3 moves right" --num-frames 60 --num-videos 1
+make text-long video-diffusion generate --model moving-mnist-text --prompt "the digit 3 moves right" --num-frames 60 --num-videos 1

@@ -106,10 +106,8 @@ def test_an_adapter_goes_with_its_base_and_one_of_another_base_is_refused(tmp_pa
 
 def test_what_is_no_model_or_a_pickle_is_refused_before_anything_is_sent(hub, folder, tmp_path, capsys):
     assert main(["space", "push", ID, "--model", str(tmp_path / "nowhere")]) == 2
-    assert (
-        "expected an embedded one (moving-mnist, smmnist, moving-mnist-4step) or the folder of a pipeline"
-        in capsys.readouterr().err
-    )
+    known = "moving-mnist, smmnist, moving-mnist-4step, moving-mnist-text"
+    assert f"expected an embedded one ({known}) or the folder of a pipeline" in capsys.readouterr().err
     (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.bin is a pickle"):
         space_files(folder)

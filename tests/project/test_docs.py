@@ -22,11 +22,11 @@ def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_every_figure_of_the_limits_is_one_of_the_results():
-    limits, results = read("docs/limits.md"), read("docs/results.md")
-    figures = set(re.findall(r"\d+\.\d+", limits))
+@pytest.mark.parametrize("page", ["docs/limits.md", "docs/prompts.md"])
+def test_every_figure_of_a_page_is_one_of_the_results(page):
+    figures = set(re.findall(r"\d+\.\d+", read(page)))
     assert len(figures) >= 10
-    assert figures <= set(re.findall(r"\d+\.\d+", results))
+    assert figures <= set(re.findall(r"\d+\.\d+", read("docs/results.md")))
 
 
 def test_the_figures_of_the_page_in_the_browser_are_those_that_were_measured():

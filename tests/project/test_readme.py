@@ -27,7 +27,7 @@ def test_the_results_are_what_their_command_writes():
     assert results_page.readme(README, results_page.readme_table(found)) == README
 
 
-@pytest.mark.parametrize("model", ["moving-mnist", "moving-mnist-4step", "smmnist"])
+@pytest.mark.parametrize("model", ["moving-mnist", "moving-mnist-4step", "moving-mnist-text", "smmnist"])
 def test_the_evaluated_weights_are_the_embedded_ones(model):
     digest = weights_digest(ROOT / "pipelines" / model)
     reports = [file for file in REPORTS if file.parts[-3] == model]

@@ -30,6 +30,7 @@ adapt prompts-4 "$OUT/prompts-3" 25 10 --seed 4 "${long[@]}" --mask_probabilitie
     --logit_normal 0.8 1.0 "$@"
 [ -f "$OUT/moving-mnist-text/README.md" ] || # what all four have learned, as one adapter of the base
     video-diffusion export lora --model "$OUT/prompts-4" --base "$BASE" --rank 64 --out "$OUT/moving-mnist-text"
-evaluate moving-mnist-text --protocol text --num-videos 24 --guidance-scales 4
-evaluate moving-mnist-text --protocol unconditional --num-videos 128 --num-frames 10
+# Steps and guidance as the released generation_config.json has them; here they are still those of the base.
+evaluate moving-mnist-text --protocol text --num-videos 24 --guidance-scales 4 6 --steps 8
+evaluate moving-mnist-text --protocol unconditional --num-videos 128 --num-frames 10 --steps 8
 finish moving-mnist-text
