@@ -50,6 +50,7 @@ def folders(tmp_path_factory):
     pipe = VideoDiffusionPipeline.from_pretrained(place / "base")
     learn(pipe, 2)
     pipe.generation_config = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    pipe.scheduler = VPContinuousScheduler(deterministic=True)  # as of a student
     pipe.save_pretrained(place / "learned")
     (place / "learned" / "run.json").write_text(json.dumps({"seed": 5, "pretrained_model_name_or_path": "elsewhere"}))
     return str(place / "learned"), str(place / "base")
@@ -71,6 +72,7 @@ def test_a_rank_that_suffices_gives_the_model_again(folders, tmp_path):
             torch.testing.assert_close(other[name], weights, atol=1e-5, rtol=0, msg=name)
     torch.testing.assert_close(sample(loaded), sample(learned), atol=1e-4, rtol=0)
     assert loaded.generation_config == learned.generation_config
+    assert loaded.scheduler.config.deterministic
     record = json.loads((tmp_path / "run.json").read_text())
     assert record == {
         "seed": 5,

@@ -1,16 +1,14 @@
 """What a trained pipeline has learned beyond its base, as a LoRA adapter of a chosen rank."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from video_diffusion.hub.adapters import save_adapter, write_adapter_card
+from video_diffusion.hub.adapters import save_adapter, save_sampling, write_adapter_card
 from video_diffusion.hub.cards import read_json
-from video_diffusion.hub.configs import GENERATION_CONFIG
 from video_diffusion.hub.finding import find_folder
 from video_diffusion.hub.integrity import write_json
 
@@ -30,7 +28,7 @@ def extract_adapter(
 
     Args:
         model: the pipeline that has learned: a folder, an embedded name or a Hub id. Its `run.json`, where it has one,
-            and its generation config go into the adapter's folder.
+            its scheduler and its generation config go into the adapter's folder.
         base: what it was trained from, likewise; `run.json` names it.
         folder: where to.
         rank: of the adapter's matrices, at least 1.
@@ -63,7 +61,7 @@ def extract_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_adapter(plain, folder, NAME)
-    write_json(folder / GENERATION_CONFIG, learned.generation_config)
+    save_sampling(learned, folder)
     own = {"pretrained_model_name_or_path": base, "lora_rank": rank, "share_of_difference": round(held / total, 4)}
     write_json(folder / RECORD, record | own)
     write_adapter_card(folder)
@@ -84,7 +82,7 @@ def _extract(
     assert plain is not None  # they have the same parts
     changes = {name: (after[name] - before[name]).detach().float() for name in before}
     total = sum(float(change.double().square().sum()) for change in changes.values())
-    layers = {f"{name}.weight": name for name, _ in _layers(plain)}
+    layers = {f"{name}.weight": name for name in _layers(plain)}
     wanted = {layers[name]: change for name, change in changes.items() if name in layers and change.any()}
     if not wanted:
         return total, 0.0
@@ -102,11 +100,9 @@ def _extract(
     return total, held
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that an adapter can change."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            yield name, module
+def _layers(model: nn.Module) -> list[str]:
+    """The names of the layers that an adapter can change."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
 def _factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +120,7 @@ def _add_adapter(model: nn.Module, names: list[str], rank: int) -> None:
     """Gives these layers an adapter that does nothing yet; its settings name them by the ends of their names."""
     from peft import LoraConfig
 
-    others = [name for name, _ in _layers(model) if name not in names]
+    others = [name for name in _layers(model) if name not in names]
     targets = sorted({_end(name, others) for name in names})
     config = cast(Any, LoraConfig)(r=rank, lora_alpha=rank, target_modules=targets)
     cast(Any, model).add_adapter(config, adapter_name=NAME)
