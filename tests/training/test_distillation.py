@@ -757,6 +757,7 @@ def test_the_command_distils(digits, reference, tmp_path, capsys):
         (("--lora_rank", 0), "`lora_rank` is 0, expected a whole number from 1"),
         (("--lora_target_modules", "to_q"), "`lora_target_modules` is ['to_q'], expected ['to_q', 'to_k',"),
         (("--merged",), "`merged` is True, expected False without `lora_rank`"),
+        (("--logit_normal", 0, 1), "`logit_normal` is [0.0, 1.0], expected None: a student learns at its own steps"),
         (
             (*ADAPTED, "--lora_target_modules", "to_w"),
             "`lora_target_modules` has 'to_w', expected the end of a",

@@ -86,6 +86,8 @@ def parse_distillation(argv: Sequence[str]) -> list[Any]:
     check_data(data)
     check_train(args)
     check_frame_noise(args, False)
+    if args.logit_normal is not None:
+        raise ValueError(f"`logit_normal` is {args.logit_normal}, expected None: a student learns at its own steps.")
     number = len(plan_stages(args.teacher_calls, args.student_calls, args.stages))
     if args.guidance_range is not None and args.guidance_range[0] > args.guidance_range[1]:
         raise ValueError(
