@@ -1,6 +1,7 @@
 """Arguments: each has a declared range, and what is outside is refused by name before anything is loaded."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import yaml
 
 from video_diffusion.cli import build_parser
 from video_diffusion.training import command
-from video_diffusion.training.arguments import GROUPS, as_dict, parse_arguments
+from video_diffusion.training.arguments import GROUPS
 from video_diffusion.training.fields import argument, declared, group, one_of, whole
+from video_diffusion.training.flags import as_dict
+from video_diffusion.training.train_arguments import parse_arguments
 
 PRESETS = Path(__file__).parents[2] / "training" / "presets"
 FIELDS = declared(GROUPS)
@@ -115,6 +118,35 @@ def test_a_preset_sets_what_a_file_and_then_flags_override(tmp_path):
     assert model.transformer_layers == 8
     for preset in PRESETS.glob("*.yaml"):
         parse_arguments(["--preset", preset.stem])
+
+
+def test_a_training_from_a_saved_pipeline_has_its_network_unless_told_otherwise(reference, tmp_path):
+    saved = json.loads((reference / "run.json").read_text())
+    start = ["--pretrained_model_name_or_path", str(reference)]
+    model, data, args = parse_arguments(start)
+    network = {key: value for key, value in as_dict([model]).items() if key not in ("vae_slicing", "latents")}
+    assert network == {key: saved[key] for key in network}
+    assert network != {key: value for key, value in as_dict([parse_arguments([])[0]]).items() if key in network}
+    assert (data.digits, data.num_frames, args.weighting) == (saved["digits"], saved["num_frames"], saved["weighting"])
+    assert args.max_steps != saved["max_steps"]  # how long, and how fast, is the new run's own affair
+    other = parse_arguments([*start, "--videos", str(tmp_path), "--prediction_type", "epsilon"])
+    assert (other[0].prediction_type, other[1].digits, other[1].image_size) == ("epsilon", None, saved["image_size"])
+    (tmp_path / "bare").mkdir()
+    for part in ("unet", "scheduler", "model_index.json"):  # no run.json
+        (tmp_path / "bare" / part).symlink_to(reference / part)
+    bare = as_dict([parse_arguments([start[0], str(tmp_path / "bare")])[0]])
+    assert all(bare[key] == saved[key] for key in network if "text" not in key)
+
+
+def test_released_models_are_gone_on_from_by_name_alone():
+    for name in ("moving-mnist", "smmnist", "moving-mnist-text"):
+        model, data, _ = parse_arguments(["--pretrained_model_name_or_path", name])
+        assert (model.block_out_channels, model.transformer_layers, model.text_encoder) == (
+            [128, 384],
+            8,
+            "small-bert",
+        )
+        assert (data.num_frames, data.variant) == (20, "stochastic" if name == "smmnist" else "classic")
 
 
 @pytest.mark.parametrize(

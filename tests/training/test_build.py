@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from video_diffusion.training import arguments, build
+from video_diffusion.training import build, train_arguments
 
 
 def test_the_trapezoid_does_not_depend_on_the_length_before_it_falls():
     def curve(steps):
         flags = ["--lr_scheduler", "trapezoid", "--warmup_steps", "4", "--cooldown_steps", "5", "--learning_rate", "2"]
-        args = arguments.parse_arguments([*flags, "--max_steps", str(steps)])[2]
+        args = train_arguments.parse_arguments([*flags, "--max_steps", str(steps)])[2]
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
         schedule, rates = build.build_lr_scheduler(optimizer, args), []
         for _ in range(steps):

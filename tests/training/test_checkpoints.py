@@ -15,9 +15,10 @@ from tiny_training import flags_of, train, weights
 from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.hub.integrity import MANIFEST
 from video_diffusion.training import checkpoints
-from video_diffusion.training.arguments import GROUPS, parse_arguments
+from video_diffusion.training.arguments import GROUPS
 from video_diffusion.training.fields import declared
 from video_diffusion.training.run import Run
+from video_diffusion.training.train_arguments import parse_arguments
 
 BATCH = ("--per_device_batch_size", 4)
 

@@ -12,10 +12,10 @@ from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.cli import main as video_diffusion
 from video_diffusion.data.video_io import write_gif, write_mp4
 from video_diffusion.training import command
-from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.batches import StepBatches, open_source, to_model
 from video_diffusion.training.latents import LatentClips, LatentStore, vae_digest
 from video_diffusion.training.run import Run
+from video_diffusion.training.train_arguments import parse_arguments
 
 SHAPE = ["--num_frames", "5", "--image_size", "32"]
 TINY = [

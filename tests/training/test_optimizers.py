@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.optimizers import COEFFICIENTS, Muon, build_optimizer, is_matrix, orthogonalise
+from video_diffusion.training.train_arguments import parse_arguments
 
 
 def network():

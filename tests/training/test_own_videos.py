@@ -13,8 +13,8 @@ from tiny_training import train
 from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.data.video_io import write_gif, write_mp4
 from video_diffusion.training import command, dry_run
-from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.batches import StepBatches, open_source, passes
+from video_diffusion.training.train_arguments import parse_arguments
 
 TINY = [
     *("--block_out_channels", "16", "16", "--patch_size", "4", "--num_frames", "4", "--image_size", "16"),

@@ -120,7 +120,7 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, monkeypatch, capsys):
 
 
 def test_every_flag_of_the_table_is_one(tmp_path):
-    from video_diffusion.training.arguments import parse_arguments
+    from video_diffusion.training.train_arguments import parse_arguments
 
     flags = re.findall(r"^\| `(--[^`]+)` \|", PAGE, flags=re.MULTILINE)
     assert len(flags) >= 7

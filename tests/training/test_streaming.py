@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from shards import make_shards
 from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.training import command
-from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.batches import StreamBatches, ahead, open_captions, open_source, passes
+from video_diffusion.training.train_arguments import parse_arguments
 
 TINY = [
     *("--block_out_channels", "16", "16", "--patch_size", "4", "--num_frames", "4", "--image_size", "16"),

@@ -9,10 +9,10 @@ from text_encoders import letters_tokenizer, save_encoder, tiny_encoder
 from tiny_training import flags_of
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.training import command, text, validation
-from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.batches import open_captions
 from video_diffusion.training.run import Run
 from video_diffusion.training.text_states import encoder_digest
+from video_diffusion.training.train_arguments import parse_arguments
 
 FAMILIES = ("bert", "clip", "t5", "umt5")
 TINY = [

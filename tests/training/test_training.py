@@ -15,7 +15,7 @@ from video_diffusion import VideoDiffusionPipeline
 from video_diffusion.cli import main as video_diffusion_command
 from video_diffusion.data import MovingMNIST
 from video_diffusion.data.builders import write_parquet
-from video_diffusion.training import arguments, command, text
+from video_diffusion.training import command, text, train_arguments
 from video_diffusion.training.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -134,4 +134,4 @@ def test_sharded_weights_train_as_whole_ones_do_and_resume(digits, reference, tm
 def test_sharded_weights_refuse_an_optimiser_of_whole_matrices(digits, monkeypatch, tmp_path):
     monkeypatch.setattr("accelerate.Accelerator.distributed_type", property(lambda self: DistributedType.FSDP))
     with pytest.raises(ValueError, match="`optimizer` is 'muon', expected adamw where weights are sharded"):
-        Run(arguments.parse_arguments(flags_of(digits, tmp_path, "--optimizer", "muon")))
+        Run(train_arguments.parse_arguments(flags_of(digits, tmp_path, "--optimizer", "muon")))

@@ -33,11 +33,12 @@ from trials import (
 from video_diffusion import VideoUNet3DConditionModel
 from video_diffusion.data.video_io import SHEET_COLOUR, TEXT_COLOUR
 from video_diffusion.evaluation.figure import dark, unit
-from video_diffusion.training.arguments import DataArguments, ModelArguments, TrainArguments, parse_arguments
+from video_diffusion.training.arguments import DataArguments, ModelArguments, TrainArguments
 from video_diffusion.training.batches import StepBatches, open_source, to_model
 from video_diffusion.training.build import build_model, compile_blocks
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer
+from video_diffusion.training.train_arguments import parse_arguments
 
 LOGSNRS = (-9.0, -7.0, -5.0, -3.0, -1.0, 1.0, 3.0)
 VALIDATION_CLIPS = 32

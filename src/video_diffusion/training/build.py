@@ -86,6 +86,8 @@ def load_pretrained(
         ValueError: if the pipeline's architecture or parametrisation is another, or its levels are deeper.
     """
     pipe = VideoDiffusionPipeline.from_pretrained(resolve_model(name))
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise ValueError(f"`pretrained_model_name_or_path` is {name!r}, a distilled model, expected one to train on.")
     pairs = {key: (denoiser.config[key], pipe.unet.config[key]) for key in ARCHITECTURE}
     pairs["prediction_type"] = (scheduler.config.prediction_type, pipe.scheduler.config.prediction_type)
     for key, (ours, theirs) in pairs.items():

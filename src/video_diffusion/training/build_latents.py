@@ -15,9 +15,10 @@ from video_diffusion.data import MovingMNIST, VideoClips
 from video_diffusion.data.video_io import atomic_path
 from video_diffusion.hub.integrity import write_json
 from video_diffusion.model.autoencoding import LatentSpace
-from video_diffusion.training.arguments import DataArguments, VaeArguments, check_data, flag_parser, resolve
+from video_diffusion.training.arguments import DataArguments, VaeArguments, check_data
 from video_diffusion.training.batches import channels_of, open_source, to_model
 from video_diffusion.training.fields import argument, group, or_none, text, whole
+from video_diffusion.training.flags import flag_parser, resolve
 from video_diffusion.training.latents import (
     INDEX,
     ROWS,

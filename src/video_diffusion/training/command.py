@@ -13,7 +13,6 @@ import torch
 
 from video_diffusion.hub.adapters import push_adapter, save_adapter, save_sampling, write_adapter_card
 from video_diffusion.hub.publish import push_pipeline
-from video_diffusion.training.arguments import parse_arguments
 from video_diffusion.training.checkpoints import (
     checkpoints,
     require_finite,
@@ -29,6 +28,7 @@ from video_diffusion.training.loop import train
 from video_diffusion.training.lora import Adaptation, parse_adaptation
 from video_diffusion.training.run import Run
 from video_diffusion.training.trackers import start_tracker
+from video_diffusion.training.train_arguments import parse_arguments
 from video_diffusion.training.vae import VaeRun, parse_vae
 from video_diffusion.training.vae import measure as measure_vae
 from video_diffusion.training.validation import validate

@@ -10,10 +10,9 @@ from video_diffusion.training.arguments import (
     check_data,
     check_frame_noise,
     check_train,
-    flag_parser,
-    resolve,
 )
 from video_diffusion.training.fields import argument, each, group, one_of, or_none, real, switch, text, two, whole
+from video_diffusion.training.flags import flag_parser, resolve
 from video_diffusion.training.lora import TARGETS
 from video_diffusion.training.pretrained import described
 

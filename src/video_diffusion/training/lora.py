@@ -20,18 +20,16 @@ from video_diffusion.training.arguments import (
     check_data,
     check_frame_noise,
     check_train,
-    flag_parser,
-    resolve,
 )
 from video_diffusion.training.fields import argument, each, group, or_none, real, switch, text, whole
-from video_diffusion.training.pretrained import described, open_pipeline
+from video_diffusion.training.flags import flag_parser, resolve
+from video_diffusion.training.pretrained import SIZES, described, open_pipeline
 from video_diffusion.training.run import VIDEOS, Run
 from video_diffusion.training.text import RunText
 
 ADAPTER = "default"  # its name while it is trained
 OF_BASE = ("mask_probabilities", "caption_dropout", "weighting")  # that an adapter's training shares, beside the sizes
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
-SIZES = ("num_frames", "image_size", "num_channels")
 OF_ENCODERS = {  # the layers of a text encoder that get an adapter, by the beginning of its kind
     "clip": ["q_proj", "k_proj", "v_proj", "out_proj"],
     "t5": ["q", "k", "v", "o"],

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
@@ -11,6 +12,14 @@ from video_diffusion.training.checkpoints import RECORD
 from video_diffusion.training.fields import declared
 
 ARGUMENT = "pretrained_model_name_or_path"
+NETWORK = (
+    *("patch_size", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"),
+    *("temporal_shift", "spatial_attention", "temporal_attention", "transformer_layers", "attention_pattern"),
+    "cross_attention_every",
+)
+BY_LEVEL = ("layers_per_block", "spatial_attention", "temporal_attention")
+SCHEDULE = ("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type", "gamma")
+SIZES = ("num_frames", "image_size", "num_channels")
 NOT_SHARED = ("num_images", "dataloader_num_workers", "video_cache", "video_cache_dir", "text_cache", "text_cache_dir")
 
 
@@ -26,20 +35,43 @@ def described(values: Mapping[str, Any], group: type, shared: tuple[str, ...]) -
         ValueError: if the name is no text.
         OSError: if there is no such pipeline, or an adapter without its base.
     """
-    known = declared([group])[ARGUMENT]
-    name = known.metadata["check"].value(known.name, values.get(known.name, known.default))
-    folder = find_folder(VideoDiffusionPipeline, name, {})
-    base = folder
-    while is_adapter(base):
-        base = find_base(base)
-    config = json.loads((base / "unet" / "config.json").read_text(encoding="utf-8"))
+    folder, base = _folders(values, group)
+    config = _read(base / "unet" / "config.json")
     sizes = {"num_frames": "num_frames", "image_size": "sample_size", "num_channels": "out_channels"}
     found = {ours: config[theirs] for ours, theirs in sizes.items() if isinstance(config.get(theirs), int | list)}
-    if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        keys = [*declared([DataArguments]), *shared]
-        found |= {key: record[key] for key in keys if key in record and key not in NOT_SHARED}
-    return found
+    if _read(base / "model_index.json").get("vae", [None])[0] is not None:
+        found = {}  # they are those of latents
+    record = {}
+    for place in (base, folder):  # an adapter's record says nothing of the text encoder
+        record |= _read(place / RECORD) if (place / RECORD).is_file() else {}
+    keys = [*declared([DataArguments]), *shared]
+    return found | {key: record[key] for key in keys if key in record and key not in NOT_SHARED}
+
+
+def architecture(values: Mapping[str, Any], group: type) -> dict[str, Any]:
+    """The network and the schedule of a saved pipeline, as arguments of a training; see `described`."""
+    _, base = _folders(values, group)
+    config = _read(base / "unet" / "config.json")
+    found = {key: config[key] for key in NETWORK if config.get(key) is not None}
+    for key in BY_LEVEL:
+        found[key] = [int(value) for value in (found[key] if isinstance(found[key], list) else [found[key]])]
+    found["given_frames"] = "time" if config.get("frame_timesteps") else "channels"
+    schedule = _read(base / "scheduler" / "scheduler_config.json")
+    return found | {key: schedule[key] for key in SCHEDULE if key in schedule}
+
+
+def _folders(values: Mapping[str, Any], group: type) -> tuple[Path, Path]:
+    """The folder of the pipeline that the arguments name, and, where that is an adapter, its base's; else it again."""
+    known = declared([group])[ARGUMENT]
+    name = known.metadata["check"].value(known.name, values.get(known.name, known.default))
+    folder = base = find_folder(VideoDiffusionPipeline, name, {})
+    while is_adapter(base):
+        base = find_base(base)
+    return folder, base
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def open_pipeline(name: str) -> VideoDiffusionPipeline:

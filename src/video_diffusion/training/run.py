@@ -22,7 +22,7 @@ from video_diffusion.data import VideoClips
 from video_diffusion.data.streams import VideoStream
 from video_diffusion.model.autoencoding import LatentSpace
 from video_diffusion.model.guidance import has_frame_times
-from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments, as_dict
+from video_diffusion.training.arguments import GROUPS, DataArguments, TrainArguments
 from video_diffusion.training.batches import (
     Batch,
     StepBatches,
@@ -40,6 +40,7 @@ from video_diffusion.training.build import (
     load_pretrained,
     ready_to_shard,
 )
+from video_diffusion.training.flags import as_dict
 from video_diffusion.training.latents import ROWS, check_clips, open_latents, open_vae
 from video_diffusion.training.objective import Draw, diffusion_loss, draw
 from video_diffusion.training.optimizers import build_optimizer

@@ -17,16 +17,10 @@ from torch import Tensor, nn
 from video_diffusion.metrics.functional import psnr
 from video_diffusion.metrics.lpips import LPIPS, check_lpips_frames
 from video_diffusion.model.autoencoding import LatentSpace
-from video_diffusion.training.arguments import (
-    DataArguments,
-    LoopArguments,
-    check_data,
-    check_loop,
-    flag_parser,
-    resolve,
-)
+from video_diffusion.training.arguments import DataArguments, LoopArguments, check_data, check_loop
 from video_diffusion.training.batches import Batch, to_model
 from video_diffusion.training.fields import argument, group, one_of, real, text, whole
+from video_diffusion.training.flags import flag_parser, resolve
 from video_diffusion.training.latents import check_clips
 from video_diffusion.training.run import Run
 from video_diffusion.training.validation import held_out
