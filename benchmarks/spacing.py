@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from video_diffusion.data.video_io import atomic_path
 from video_diffusion.model.guidance import reads_frames
-from video_diffusion.sampling import dataset_task, frame_size, load_pipeline
+from video_diffusion.sampling import dataset_task, frame_size, load_pipeline, variant_of
 
 RESULTS = Path(__file__).parent / "results" / "spacing.json"
 FRAMES, GIVEN, ENDS = 10, 5, (-10.0, 6.0)
@@ -110,7 +110,7 @@ def main() -> None:
     places, logsnr = levels(pipeline, args.calls)
     given = {"generation": None}
     if reads_frames(pipeline.unet.config) and pipeline.vae is None:
-        task = dataset_task(range(args.num_videos), GIVEN, 0, FRAMES, *frame_size(pipeline))
+        task = dataset_task(range(args.num_videos), GIVEN, 0, FRAMES, *frame_size(pipeline), variant_of(args.model))
         given["prediction"] = task.given
     tasks = {}
     for name, frames in given.items():

@@ -66,7 +66,24 @@ def file_task(video: "Video", at_start: int, at_end: int, num_frames: int, heigh
     return Task(ends(num_frames, at_start, at_end), num_frames, given[None], clip[None] if whole else None)
 
 
-def dataset_task(indices: Sequence[int], at_start: int, at_end: int, num_frames: int, height: int, width: int) -> Task:
+def variant_of(model: str) -> str:
+    """The variant of Moving MNIST that a model was trained on, by its name; classic where nothing says another."""
+    from video_diffusion.data.moving_mnist import VARIANTS
+    from video_diffusion.hub.finding import training_record
+
+    found = training_record(model).get("variant")
+    return found if found in VARIANTS else VARIANTS[0]
+
+
+def dataset_task(
+    indices: Sequence[int],
+    at_start: int,
+    at_end: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    variant: str = "classic",
+) -> Task:
     """The task of test clips of Moving MNIST, by their numbers, 0 to `TEST_CLIPS` − 1."""
     from video_diffusion.data import MovingMNIST
 
@@ -77,7 +94,7 @@ def dataset_task(indices: Sequence[int], at_start: int, at_end: int, num_frames:
             )
     if height != width:
         raise ValueError(f"`--from-dataset` makes square frames, expected a file: the model's are {width}×{height}.")
-    dataset = MovingMNIST(split="test", num_frames=num_frames, image_size=height, seed=0)
+    dataset = MovingMNIST(split="test", num_frames=num_frames, image_size=height, variant=variant, seed=0)
     truth = dataset.batch(np.array(indices))[..., None]
     places = ends(num_frames, at_start, at_end)
     return Task(places, num_frames, truth[:, places], truth)

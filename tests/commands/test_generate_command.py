@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, V
 from video_diffusion.cli import main
 from video_diffusion.commands import generate
 from video_diffusion.data import MovingMNIST
+from video_diffusion.data.moving_mnist import VARIANTS
 from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import FRAME_COLOUR, resize, write_gif
 
@@ -224,6 +226,19 @@ def test_predict_keeps_the_first_frames_of_the_test_clips_of_these_numbers(comma
     rows = 4  # truth and model of each clip
     assert sheet.shape[0] == 22 + rows * (64 + 6)
     assert (sheet == FRAME_COLOUR).all(axis=-1).any()
+
+
+def test_a_model_continues_test_clips_of_the_variant_that_it_was_trained_on(command, model, tmp_path):
+    folder = tmp_path / "stochastic"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
+    for variant in ("stochastic", "classic", "of another world"):
+        (folder / "run.json").write_text(json.dumps({"variant": variant}))
+        out = command("predict", "--model", str(folder), "--from-dataset", "7", "--given", "2", out=variant[:2])
+        known = variant if variant in VARIANTS else "classic"
+        truth = MovingMNIST(split="test", num_frames=FRAMES, variant=known).batch([7])[0][..., None]
+        assert np.array_equal(resize(read_video(out / "predict-00.gif"), 64, 64)[:2], truth[:2])
 
 
 def test_interpolate_keeps_both_ends(command):

@@ -99,6 +99,18 @@ def test_given_frames_of_the_test_set_come_back_and_the_truth_stands_above(studi
     assert Image.open(between.sheet).height == 22 + 2 * (64 + 6)
 
 
+def test_of_a_stochastic_model_the_test_clips_are_stochastic_and_nothing_says_where_they_could_go(
+    make_denoiser, tmp_path
+):
+    (tmp_path / "model_index.json").touch()
+    (tmp_path / "run.json").write_text('{"variant": "stochastic"}')
+    unet = make_denoiser(in_channels=3, sample_size=64, num_frames=FRAMES)
+    stochastic = Studio(VideoDiffusionPipeline(unet, VPContinuousScheduler()), model=str(tmp_path))
+    clip = MovingMNIST(split="test", num_frames=FRAMES, variant="stochastic").batch([7])[0][..., None]
+    assert np.array_equal(stochastic.task(GIVEN).truth[0], clip)
+    assert list(stochastic.videos(GIVEN, np.zeros((1, FRAMES, 64, 64, 1), np.uint8))) == ["truth", "model"]
+
+
 def test_what_is_shown_has_the_truth_on_the_left_and_a_border_where_frames_are_given(studio):
     from video_diffusion.data.video_io import FRAME_COLOUR
     from video_diffusion.demo.pictures import BORDER, BORDER_COLOUR

@@ -27,6 +27,7 @@ from video_diffusion.sampling import (
     sampler_name,
     to_model,
     trained_frames,
+    variant_of,
 )
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def run_conditional(args: argparse.Namespace, name: str, at_end: int) -> None:
     height, width, samples = *frame_size(pipeline), args.num_videos or 1
     check_size(samples * len(args.from_dataset or [video]), num_frames, pipeline)
     if video is None:
-        task = dataset_task(args.from_dataset, args.given, at_end, num_frames, height, width)
+        variant = variant_of(args.model)
+        task = dataset_task(args.from_dataset, args.given, at_end, num_frames, height, width, variant)
     else:
         task = file_task(video, args.given, at_end, num_frames, height, width)
     task = to_model(task, pipeline.pixel_channels, samples)

@@ -33,6 +33,7 @@ from video_diffusion.sampling import (
     sample,
     to_model,
     trained_frames,
+    variant_of,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Studio:
     Args:
         pipeline: its own sampler stays as it is.
         limits: what is refused.
-        model: its name, for programs.
+        model: its name, for programs; the test clips are of the variant that it was trained on.
 
     Raises:
         ValueError: where the model makes clips too short to interpolate in.
@@ -85,7 +86,7 @@ class Studio:
         self.pipeline, self.limits, self.model = pipeline, limits or Limits(), model
         self.scheduler = pipeline.scheduler
         self.height, self.width = frame_size(pipeline)
-        self.trained = trained_frames(pipeline)
+        self.trained, self.variant = trained_frames(pipeline), variant_of(model)
         if self.trained < 3:
             raise ValueError(f"The model makes clips of {self.trained} frames, expected 3 or more for the demo.")
         self.turns = Turns()
@@ -143,7 +144,8 @@ class Studio:
             return Task([], asked.frames)
         at_end = asked.given if asked.kind == BETWEEN else 0
         if asked.clip is not None:
-            return dataset_task([asked.clip], asked.given, at_end, asked.frames, self.height, self.width)
+            size = self.height, self.width
+            return dataset_task([asked.clip], asked.given, at_end, asked.frames, *size, self.variant)
         if clip is None or len(clip) < asked.given + at_end:
             there = 0 if clip is None else len(clip)
             raise ValueError(f"There are {there} frames, expected at least the {asked.given + at_end} given ones.")
@@ -271,7 +273,7 @@ class Studio:
         task = self.task(asked) if asked.clip is not None else None
         if task is not None and task.truth is not None:
             videos["truth"] = to_channels(task.truth[0], clips.shape[-1])
-            if asked.kind == CONTINUE:
+            if asked.kind == CONTINUE and self.variant == "classic":  # what the posterior knows
                 videos["could go"] = to_channels(self.could_go(asked), clips.shape[-1])
         names = ["model"] if len(clips) == 1 else [f"model {i + 1}" for i in range(len(clips))]
         return videos | dict(zip(names, clips, strict=True))

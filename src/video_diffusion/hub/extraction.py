@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from video_diffusion.hub.adapters import save_adapter, save_sampling, write_adapter_card
 from video_diffusion.hub.cards import read_json
-from video_diffusion.hub.finding import find_folder
+from video_diffusion.hub.finding import RECORD, find_folder
 from video_diffusion.hub.integrity import write_json
 
-RECORD = "run.json"
 NAME = "default"  # of the adapter while it is made
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 

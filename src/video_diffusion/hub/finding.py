@@ -10,6 +10,7 @@ from video_diffusion.hub.configs import GENERATION_CONFIG, INDEX, read_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHELVES = (PACKAGE / "pipelines", PACKAGE.parents[1] / "pipelines")  # in an installed package, in the repository
+RECORD = "run.json"
 ADAPTER = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 
 
@@ -45,7 +46,7 @@ def find_base(adapter: Path, options: Mapping[str, Any] | None = None) -> Path:
 
     seen, found = [adapter.resolve()], adapter
     while is_adapter(found):
-        file = found / "run.json"
+        file = found / RECORD
         base = read_json(file).get("pretrained_model_name_or_path") if file.is_file() else None
         if not isinstance(base, str) or not base:
             raise ValueError(f"{file} has `pretrained_model_name_or_path` = {base!r}, expected the name of the base.")
@@ -109,6 +110,23 @@ def find_folder(pipeline_class: Any, name: str, options: Mapping[str, Any]) -> P
     return folder
 
 
+def training_record(name: str) -> dict[str, Any]:
+    """How a pipeline or an adapter was trained, as its `run.json` says; empty where there is none.
+
+    Args:
+        name: a folder, the name of an embedded model, or a Hub id.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        place = resolve_model(name)
+        file = Path(place) / RECORD if Path(place).is_dir() else Path(hf_hub_download(place, RECORD))
+        return read_json(file)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return {}
+
+
 def _download_adapter(repo_id: str, options: Mapping[str, Any]) -> Path | None:
     """The folder of an adapter's repository, or None where there is no such repository."""
     from huggingface_hub import HfApi, snapshot_download
@@ -121,7 +139,7 @@ def _download_adapter(repo_id: str, options: Mapping[str, Any]) -> Path | None:
             return None
     except Exception:  # the Hub, or its way of saying no, is not there: what was downloaded before may be
         local = True
-    wanted = [ADAPTER, "run.json", GENERATION_CONFIG, "scheduler/*.json"]
+    wanted = [ADAPTER, RECORD, GENERATION_CONFIG, "scheduler/*.json"]
     passed |= {"cache_dir": options.get("cache_dir"), "local_files_only": local}
     try:
         folder = Path(snapshot_download(repo_id, allow_patterns=wanted, **passed))

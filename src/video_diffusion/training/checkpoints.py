@@ -14,12 +14,12 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 
 from video_diffusion import VideoDiffusionPipeline
+from video_diffusion.hub.finding import RECORD
 from video_diffusion.hub.integrity import damage, to_disk, write_json, write_manifest, writing
 from video_diffusion.training.arguments import GROUPS
 from video_diffusion.training.fields import declared
 from video_diffusion.training.run import Run
 
-RECORD = "run.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 OF_ARGUMENTS = ("initial_lr", "weight_decay", "betas")  # of an optimiser's groups
 

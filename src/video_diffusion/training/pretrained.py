@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
-from video_diffusion.hub.finding import find_base, find_folder, is_adapter
+from video_diffusion.hub.finding import RECORD, find_base, find_folder, is_adapter
 from video_diffusion.training.arguments import DataArguments
-from video_diffusion.training.checkpoints import RECORD
 from video_diffusion.training.fields import declared
 
 ARGUMENT = "pretrained_model_name_or_path"
