@@ -16,7 +16,7 @@ from video_diffusion.data import MovingMNIST
 from video_diffusion.data.reading import read_video
 from video_diffusion.data.video_io import resize, write_gif
 from video_diffusion.demo import studio as studio_module
-from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, Asked, read_query
+from video_diffusion.demo.asked import BETWEEN, CONTINUE, CREATE, Asked, python_code, read_query
 from video_diffusion.demo.limits import Limits, Settings, check_settings, whole, words
 from video_diffusion.demo.studio import Studio
 
@@ -108,6 +108,7 @@ def test_of_a_stochastic_model_the_test_clips_are_stochastic_and_nothing_says_wh
     stochastic = Studio(VideoDiffusionPipeline(unet, VPContinuousScheduler()), model=str(tmp_path))
     clip = MovingMNIST(split="test", num_frames=FRAMES, variant="stochastic").batch([7])[0][..., None]
     assert np.array_equal(stochastic.task(GIVEN).truth[0], clip)
+    assert "image_size=64, variant='stochastic', seed=0)" in python_code(GIVEN, {}, str(tmp_path), 64, None)
     assert list(stochastic.videos(GIVEN, np.zeros((1, FRAMES, 64, 64, 1), np.uint8))) == ["truth", "model"]
 
 

@@ -8,13 +8,17 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from einops import rearrange
 from huggingface_hub import constants
+from PIL import Image
 
 from loopback_hub import LoopbackHub
 from video_diffusion import VideoDiffusionPipeline, VPContinuousScheduler
 from video_diffusion.cli import main
+from video_diffusion.data import MovingMNIST
 from video_diffusion.demo.static import HEADERS
 from video_diffusion.hub import browser, transfer
 from video_diffusion.training.text import small_bert
@@ -51,6 +55,15 @@ def archive(monkeypatch, tmp_path):
 @pytest.fixture
 def no_npm(monkeypatch):
     monkeypatch.setattr(browser.shutil, "which", lambda name: None)
+
+
+@pytest.mark.parametrize("variant", ["classic", "stochastic"])
+def test_the_clips_of_the_page_are_of_the_variant(make_denoiser, variant, tmp_path):
+    denoiser = make_denoiser(in_channels=3, sample_size=64, num_frames=3)
+    pipeline = VideoDiffusionPipeline(denoiser, VPContinuousScheduler())
+    browser.write_clips(pipeline, tmp_path, variant)
+    clips = MovingMNIST(split="test", num_frames=3, variant=variant).batch(range(browser.TEST_CLIPS))
+    assert np.array_equal(Image.open(tmp_path / "clips.png"), rearrange(clips, "n f h w -> (n h) (f w)"))
 
 
 # --------------------------------------------------------------------------------------------------------- the runtime

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from video_diffusion.demo.limits import Limits, Settings, check_settings, choice, whole
-from video_diffusion.sampling import OWN_SAMPLER, TEST_CLIPS, ends
+from video_diffusion.sampling import OWN_SAMPLER, TEST_CLIPS, ends, variant_of
 
 CREATE, CONTINUE, BETWEEN = "generate", "predict", "interpolate"
 KINDS = (CONTINUE, CREATE, BETWEEN)
@@ -125,7 +125,7 @@ def python_code(asked: Asked, options: Mapping[str, Any], model: str, size: int,
     lines = [
         "import torch",
         "from video_diffusion.sampling import load_pipeline",
-        *(given_frames(asked, size) if given else []),
+        *(given_frames(asked, size, variant_of(model)) if given else []),
         "",
         f"pipe = load_pipeline({model!r}, sampler={settings.sampler!r}{noise})",
         "frames = pipe(",
@@ -138,7 +138,7 @@ def python_code(asked: Asked, options: Mapping[str, Any], model: str, size: int,
     return "\n".join(lines)
 
 
-def given_frames(asked: Asked, size: int) -> list[str]:
+def given_frames(asked: Asked, size: int, variant: str) -> list[str]:
     """The lines that read the clip that the given frames are of."""
     if asked.clip is None:
         lines = [
@@ -147,7 +147,8 @@ def given_frames(asked: Asked, size: int) -> list[str]:
             "",
         ]
         return [*lines, f'clip = fit(read_video("mine.gif"), {size}, {size})  # a file with your frames']
-    test = f'MovingMNIST(split="test", num_frames={asked.frames}, image_size={size}, seed=0)'
+    other = "" if variant == "classic" else f", variant={variant!r}"
+    test = f'MovingMNIST(split="test", num_frames={asked.frames}, image_size={size}{other}, seed=0)'
     lines = ["from video_diffusion.data import MovingMNIST", ""]
     return [*lines, f"clip = {test}.batch([{asked.clip}])[0][..., None]"]
 

@@ -23,6 +23,7 @@ import torch
 from video_diffusion.hub.finding import PACKAGE
 from video_diffusion.hub.onnx import check_exportable, export_onnx, sampler_table
 from video_diffusion.hub.transfer import Destination, upload
+from video_diffusion.sampling import variant_of
 
 if TYPE_CHECKING:
     from video_diffusion.data.video_io import Clip
@@ -59,7 +60,8 @@ def export_page(
     Args:
         pipeline: as `export_onnx` takes it; a model that reads text needs a BERT tokenizer.
         out: the folder, new or empty.
-        name: of the model, for the line that says how to use it in Python.
+        name: of the model, for the line that says how to use it in Python; the test clips are of the variant that it
+            was trained on.
 
     Returns:
         the files by their names in the folder.
@@ -84,7 +86,7 @@ def export_page(
     about = describe(pipeline, name) | {"text": text, "bytes": {f.name: f.stat().st_size for f in graphs.values()}}
     square, reads = about["size"][0] == about["size"][1], about["in_channels"] > about["out_channels"]
     if reads and square and about["size"][0] >= SMALLEST:
-        about |= write_clips(pipeline, out / "model")
+        about |= write_clips(pipeline, out / "model", variant_of(name))
     (out / "model" / "model.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return {file.relative_to(out).as_posix(): file for file in sorted(out.rglob("*")) if file.is_file()}
 
@@ -164,8 +166,10 @@ def probe(pipeline: "VideoDiffusionPipeline", height: int, width: int) -> dict[s
     return {"frames": PROBE_FRAMES, "time": PROBE_TIME, "stride": STRIDE, "values": found}
 
 
-def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, Any]:
-    """Writes test clips as `clips.png` and a finished one as `example.png`, a row for each; says what they are."""
+def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path, variant: str) -> dict[str, Any]:
+    """Writes test clips of a variant of Moving MNIST as `clips.png`, a row for each, and one that the model finished
+    as `example.png`; says what they are.
+    """
     from diffusers import DPMSolverMultistepScheduler
 
     from video_diffusion.data import MovingMNIST
@@ -174,7 +178,8 @@ def write_clips(pipeline: "VideoDiffusionPipeline", folder: Path) -> dict[str, A
     trained, size = pipeline.unet.config.get("num_frames") or USUAL_FRAMES, pipeline.unet.config.sample_size
     size = size if isinstance(size, int) else size[0]
     channels = pipeline.unet.config.out_channels
-    clips = MovingMNIST(split="test", num_frames=trained, image_size=size, seed=0).batch(np.arange(TEST_CLIPS))
+    test = MovingMNIST(split="test", num_frames=trained, image_size=size, variant=variant, seed=0)
+    clips = test.batch(np.arange(TEST_CLIPS))
     write_rows(clips[..., None], folder / "clips.png")
     frames, given = min(USUAL_FRAMES, trained), min(USUAL_GIVEN, trained - 1)
     given, calls = min(given, frames - 1), usual_calls(pipeline)

@@ -40,7 +40,7 @@ def described(values: Mapping[str, Any], group: type, shared: tuple[str, ...]) -
     found = {ours: config[theirs] for ours, theirs in sizes.items() if isinstance(config.get(theirs), int | list)}
     if _read(base / "model_index.json").get("vae", [None])[0] is not None:
         found = {}  # they are those of latents
-    record = {}
+    record: dict[str, Any] = {}
     for place in (base, folder):  # an adapter's record says nothing of the text encoder
         record |= _read(place / RECORD) if (place / RECORD).is_file() else {}
     keys = [*declared([DataArguments]), *shared]
