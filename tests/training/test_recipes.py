@@ -74,8 +74,12 @@ def test_a_recipe_runs_in_parts_and_ends_with_figures_and_a_card(tmp_path):
     assert "step/s" not in again.stderr
 
 
-def test_the_recipe_of_prompts_trains_each_adapter_on_the_one_before_and_extracts_one_of_all(tmp_path):
-    """The command is left to a stand-in that notes what it is asked and makes empty results."""
+@pytest.fixture
+def asked(tmp_path):
+    """Runs a recipe twice; the command is left to a stand-in that notes what it is asked and makes empty results.
+
+    Returns what was asked, a list of words each time.
+    """
     asked, bin_ = tmp_path / "asked", tmp_path / "bin"
     bin_.mkdir()
     (bin_ / "video-diffusion").write_text(f"""#!/bin/bash
@@ -92,10 +96,18 @@ def test_the_recipe_of_prompts_trains_each_adapter_on_the_one_before_and_extract
     """)
     (bin_ / "video-diffusion").chmod(0o755)
     environment = os.environ | {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "OUT": str(tmp_path / "runs")}
-    recipe = ["bash", str(ROOT / "training" / "recipes" / "moving-mnist-prompts.sh"), "--seed", "7"]
-    for _ in range(2):  # the second time nothing is trained
-        assert subprocess.run(recipe, env=environment, capture_output=True).returncode == 0
-    lines = [shlex.split(line) for line in asked.read_text().splitlines()]
+
+    def run(recipe, *flags):
+        words = ["bash", str(ROOT / "training" / "recipes" / recipe), *flags]
+        for _ in range(2):  # the second time nothing is trained
+            assert subprocess.run(words, env=environment, capture_output=True).returncode == 0
+        return [shlex.split(line) for line in asked.read_text().splitlines()]
+
+    return run
+
+
+def test_the_recipe_of_prompts_trains_each_adapter_on_the_one_before_and_extracts_one_of_all(asked):
+    lines = asked("moving-mnist-prompts.sh", "--seed", "7")
     assert [line[0] for line in lines] == ["train-lora"] * 4 + ["export"] + ["evaluate", "evaluate", "card"] * 2
     base = "moving-mnist"
     for line in lines[:4]:
@@ -107,3 +119,12 @@ def test_the_recipe_of_prompts_trains_each_adapter_on_the_one_before_and_extract
     words = dict(pairwise(lines[4]))
     assert (words["--model"], words["--base"]) == (base, "moving-mnist")
     assert lines[5][lines[5].index("--model") + 1] == words["--out"]
+
+
+def test_the_recipe_of_stochastic_clips_merges_an_adapter_that_learns_to_predict(asked):
+    lines = asked("smmnist-adapt.sh", "--lora_rank", "8")
+    assert [line[0] for line in lines] == ["train-lora"] + ["evaluate", "card"] * 2
+    data, args = parse_adaptation(lines[0][1:])
+    assert (data.variant, data.num_frames, args.lora_rank, args.merged) == ("stochastic", 15, 8, True)
+    assert args.mask_probabilities[1] > 0.5
+    assert args.cooldown_minutes == args.max_minutes // 3
