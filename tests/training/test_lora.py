@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -118,12 +119,19 @@ def test_the_file_is_in_the_format_of_diffusers_with_the_settings_of_peft(base, 
 
 
 def test_a_merged_adapter_is_a_pipeline_that_does_the_same(base, videos, trained, tmp_path):
-    assert run(base, videos, tmp_path / "whole", "--max_steps", 4, "--lora_text_encoder", "--merged") == 0
+    shutil.copytree(base, tmp_path / "known")
+    said = {"text_encoder": "small-bert", "max_text_length": 8}
+    (tmp_path / "known" / "run.json").write_text(json.dumps(said))
+    assert (
+        run(tmp_path / "known", videos, tmp_path / "whole", "--max_steps", 4, "--lora_text_encoder", "--merged") == 0
+    )
     merged, pipe = load(tmp_path / "whole"), load(base)
     pipe.load_lora_weights(trained)
     torch.testing.assert_close(sample(merged), sample(pipe), atol=1e-4, rtol=0)
     assert not hasattr(merged.unet, "peft_config")
     assert merged.generation_config["example_prompts"] == ["a 0", "a 1"]
+    record = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert {key: record[key] for key in said} == said  # so that a training can go on from it by its name
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, videos, tmp_path, monkeypatch, capsys):

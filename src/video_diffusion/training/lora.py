@@ -13,6 +13,7 @@ from torch import nn
 
 from video_diffusion import VideoDiffusionPipeline, VideoUNet3DConditionModel, VPContinuousScheduler
 from video_diffusion.data.streams import VideoStream
+from video_diffusion.hub.finding import training_record
 from video_diffusion.model.guidance import has_frame_times
 from video_diffusion.training.arguments import (
     DataArguments,
@@ -23,7 +24,7 @@ from video_diffusion.training.arguments import (
 )
 from video_diffusion.training.fields import argument, each, group, or_none, real, switch, text, whole
 from video_diffusion.training.flags import flag_parser, resolve
-from video_diffusion.training.pretrained import SIZES, described, open_pipeline
+from video_diffusion.training.pretrained import OF_PARTS, SIZES, described, open_pipeline
 from video_diffusion.training.run import VIDEOS, Run
 from video_diffusion.training.text import RunText
 
@@ -153,6 +154,8 @@ class Adaptation(Run):
         if args.lora_text_encoder and self.source.text_encoder is None:
             raise ValueError("`lora_text_encoder` is True, expected False: the base reads no text.")
         super().__init__(arguments)
+        known = training_record(args.pretrained_model_name_or_path)
+        self.config |= {key: known[key] for key in OF_PARTS if key in known}  # for a training that goes on from it
         if self.text is not None and args.captions and isinstance(self.train_source, VIDEOS):
             said = dict.fromkeys(self.train_source.captions(self.data.caption_column))
             self.config["example_prompts"] = [text for text in said if text][:4]

@@ -19,6 +19,7 @@ NETWORK = (
 BY_LEVEL = ("layers_per_block", "spatial_attention", "temporal_attention")
 SCHEDULE = ("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type", "gamma")
 SIZES = ("num_frames", "image_size", "num_channels")
+OF_PARTS = ("vae", "text_encoder", "train_text_encoder", "max_text_length")  # what reads text and makes latents
 NOT_SHARED = ("num_images", "dataloader_num_workers", "video_cache", "video_cache_dir", "text_cache", "text_cache_dir")
 
 

@@ -14,9 +14,8 @@ from video_diffusion.training.arguments import (
     check_train,
 )
 from video_diffusion.training.flags import flag_parser, resolve
-from video_diffusion.training.pretrained import ARGUMENT, SIZES, architecture, described
+from video_diffusion.training.pretrained import ARGUMENT, OF_PARTS, SIZES, architecture, described
 
-OF_TEXT = ("vae", "text_encoder", "train_text_encoder", "max_text_length")
 OF_SAVED = ("mask_probabilities", "caption_dropout", "weighting")  # that a training shares with what it starts from
 
 
@@ -46,9 +45,9 @@ def of_saved(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if values.get(ARGUMENT) is None:
         return {}
-    found = described(values, TrainArguments, (*OF_TEXT, *OF_SAVED))
+    found = described(values, TrainArguments, (*OF_PARTS, *OF_SAVED))
     if values.get("videos") is not None or values.get("dataset_name") is not None:
-        found = {key: value for key, value in found.items() if key in (*SIZES, *OF_TEXT, *OF_SAVED)}
+        found = {key: value for key, value in found.items() if key in (*SIZES, *OF_PARTS, *OF_SAVED)}
     return {**architecture(values, TrainArguments), **found}
 
 
