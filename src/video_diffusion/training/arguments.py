@@ -303,7 +303,7 @@ class TrainArguments(LoopArguments):
         0.1, "Learning rate of a trained text encoder, as a share of the others'.", real(0, 100), "applies"
     )
     attention_backend: str | None = argument(
-        None, "As in diffusers; `_native_math` is faster in bf16 on a CPU.", or_none(text()), "applies"
+        None, "As in diffusers; which is fastest depends on the machine.", or_none(text()), "applies"
     )
     compile: bool = argument(False, "torch.compile the repeated blocks.", switch(), "applies")
     sample_steps: int = argument(2000, "Steps between samples, shown as videos; 0: never.", whole(0), "applies")
