@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from video_diffusion.data.video_io import atomic_path
+from video_diffusion.hub.finding import variant_of
 from video_diffusion.model.guidance import reads_frames
-from video_diffusion.sampling import dataset_task, frame_size, load_pipeline, variant_of
+from video_diffusion.sampling import dataset_task, frame_size, load_pipeline
 
 RESULTS = Path(__file__).parent / "results" / "spacing.json"
 FRAMES, GIVEN, ENDS = 10, 5, (-10.0, 6.0)

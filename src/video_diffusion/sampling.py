@@ -66,15 +66,6 @@ def file_task(video: "Video", at_start: int, at_end: int, num_frames: int, heigh
     return Task(ends(num_frames, at_start, at_end), num_frames, given[None], clip[None] if whole else None)
 
 
-def variant_of(model: str) -> str:
-    """The variant of Moving MNIST that a model was trained on, by its name; classic where nothing says another."""
-    from video_diffusion.data.moving_mnist import VARIANTS
-    from video_diffusion.hub.finding import training_record
-
-    found = training_record(model).get("variant")
-    return found if found in VARIANTS else VARIANTS[0]
-
-
 def dataset_task(
     indices: Sequence[int],
     at_start: int,

@@ -50,7 +50,7 @@ def accepted(argv, name):
     """The value that came of it; None where it was refused."""
     try:
         return as_dict(parse_arguments(argv))[name]
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a pipeline that is not there
         said = str(error)
     assert f"`{name}`" in said or f"--{name}" in said
     return None

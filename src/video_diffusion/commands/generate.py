@@ -12,6 +12,7 @@ import numpy as np
 
 from video_diffusion.commands.progress import bar_options
 from video_diffusion.commands.report import add_json, report
+from video_diffusion.hub.finding import variant_of
 from video_diffusion.model.windows import SCHEMES
 from video_diffusion.sampling import (
     DTYPES,
@@ -27,7 +28,6 @@ from video_diffusion.sampling import (
     sampler_name,
     to_model,
     trained_frames,
-    variant_of,
 )
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from video_diffusion.demo.limits import Limits, Settings, check_settings, choice, whole
-from video_diffusion.sampling import OWN_SAMPLER, TEST_CLIPS, ends, variant_of
+from video_diffusion.hub.finding import variant_of
+from video_diffusion.sampling import OWN_SAMPLER, TEST_CLIPS, ends
 
 CREATE, CONTINUE, BETWEEN = "generate", "predict", "interpolate"
 KINDS = (CONTINUE, CREATE, BETWEEN)

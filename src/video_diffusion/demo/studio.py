@@ -19,6 +19,7 @@ from video_diffusion.demo.limits import Limits, Settings, check_settings, check_
 from video_diffusion.demo.memory import release
 from video_diffusion.demo.pictures import FPS, IN_A_ROW, write_sheet, write_shown
 from video_diffusion.demo.turns import Tell, Turns
+from video_diffusion.hub.finding import variant_of
 from video_diffusion.model.guidance import reads_frames
 from video_diffusion.model.windows import plan_windows
 from video_diffusion.sampling import (
@@ -33,7 +34,6 @@ from video_diffusion.sampling import (
     sample,
     to_model,
     trained_frames,
-    variant_of,
 )
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from video_diffusion.hub.finding import PACKAGE
+from video_diffusion.hub.finding import PACKAGE, variant_of
 from video_diffusion.hub.onnx import check_exportable, export_onnx, sampler_table
 from video_diffusion.hub.transfer import Destination, upload
-from video_diffusion.sampling import variant_of
 
 if TYPE_CHECKING:
     from video_diffusion.data.video_io import Clip

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from os.path import isdir, isfile  # unlike those of a Path they take any text
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def embedded_adapters() -> dict[str, Path]:
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds an adapter and no pipeline."""
-    return (Path(folder) / ADAPTER).is_file() and not (Path(folder) / INDEX).is_file()
+    return isfile(Path(folder) / ADAPTER) and not isfile(Path(folder) / INDEX)
 
 
 def find_base(adapter: Path, options: Mapping[str, Any] | None = None) -> Path:
@@ -66,12 +67,12 @@ def resolve_model(name: str, argument: str = "model") -> str:
     Raises:
         ValueError: where it is none of these, naming `argument`.
     """
-    if (Path(name) / INDEX).is_file() or is_adapter(name):
+    if isfile(Path(name) / INDEX) or is_adapter(name):
         return name
     embedded = embedded_models() | embedded_adapters()
     if name in embedded:
         return str(embedded[name])
-    if Path(name).is_dir():
+    if isdir(name):
         raise ValueError(f"`{argument}` is the folder {name!r}, expected one that holds a {INDEX} or a {ADAPTER}.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
@@ -97,7 +98,7 @@ def find_folder(pipeline_class: Any, name: str, options: Mapping[str, Any]) -> P
         place = resolve_model(name, "pretrained_model_name_or_path")
     except ValueError as error:
         raise OSError(str(error)) from None
-    if Path(place).is_dir():
+    if isdir(place):
         return Path(place)
     try:
         folder = Path(pipeline_class.download(place, **options))
@@ -121,10 +122,18 @@ def training_record(name: str) -> dict[str, Any]:
 
     try:
         place = resolve_model(name)
-        file = Path(place) / RECORD if Path(place).is_dir() else Path(hf_hub_download(place, RECORD))
+        file = Path(place) / RECORD if isdir(place) else Path(hf_hub_download(place, RECORD))
         return read_json(file)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError):
         return {}
+
+
+def variant_of(model: str) -> str:
+    """The variant of Moving MNIST that a model was trained on, by its name; classic where nothing says another."""
+    from video_diffusion.data.moving_mnist import VARIANTS
+
+    found = training_record(model).get("variant")
+    return found if found in VARIANTS else VARIANTS[0]
 
 
 def _download_adapter(repo_id: str, options: Mapping[str, Any]) -> Path | None:

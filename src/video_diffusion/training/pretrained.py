@@ -60,11 +60,15 @@ def architecture(values: Mapping[str, Any], group: type) -> dict[str, Any]:
     return found | {key: schedule[key] for key in SCHEDULE if key in schedule}
 
 
+def named(values: Mapping[str, Any], group: type) -> Any:
+    """The name of the pipeline that the arguments give, or the group's default; ValueError if it is no text."""
+    known = declared([group])[ARGUMENT]
+    return known.metadata["check"].value(known.name, values.get(known.name, known.default))
+
+
 def _folders(values: Mapping[str, Any], group: type) -> tuple[Path, Path]:
     """The folder of the pipeline that the arguments name, and, where that is an adapter, its base's; else it again."""
-    known = declared([group])[ARGUMENT]
-    name = known.metadata["check"].value(known.name, values.get(known.name, known.default))
-    folder = base = find_folder(VideoDiffusionPipeline, name, {})
+    folder = base = find_folder(VideoDiffusionPipeline, named(values, group), {})
     while is_adapter(base):
         base = find_base(base)
     return folder, base

@@ -14,7 +14,7 @@ from video_diffusion.training.arguments import (
     check_train,
 )
 from video_diffusion.training.flags import flag_parser, resolve
-from video_diffusion.training.pretrained import ARGUMENT, OF_PARTS, SIZES, architecture, described
+from video_diffusion.training.pretrained import OF_PARTS, SIZES, architecture, described, named
 
 OF_SAVED = ("mask_probabilities", "caption_dropout", "weighting")  # that a training shares with what it starts from
 
@@ -43,7 +43,7 @@ def of_saved(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of a training that starts from a saved pipeline: its network, schedule, text encoder, sizes and shares;
     its data, where no other are named.
     """
-    if values.get(ARGUMENT) is None:
+    if named(values, TrainArguments) is None:
         return {}
     found = described(values, TrainArguments, (*OF_PARTS, *OF_SAVED))
     if values.get("videos") is not None or values.get("dataset_name") is not None:
