@@ -331,6 +331,16 @@ def check_data(data: DataArguments) -> None:
         raise ValueError(f"`frame_stride` is {data.frame_stride}, expected 1 beside `fps`, which says the same.")
 
 
+def check_multiple(data: DataArguments, factor: int, because: str) -> None:
+    """Raises a ValueError where an edge of the frames is no multiple of `factor`, which comes from `because`."""
+    for name, edge in zip(("height", "width"), data.height_width, strict=True):
+        if edge % factor:
+            near = " or ".join(str(n) for n in (edge // factor * factor, (edge // factor + 1) * factor) if n)
+            raise ValueError(
+                f"`image_size` gives a {name} of {edge}, expected a multiple of {factor}, such as {near}: {because}."
+            )
+
+
 def check_loop(train: LoopArguments) -> None:
     """Raises a ValueError where two arguments do not fit each other."""
     if train.cooldown_minutes is not None and train.cooldown_minutes > (train.max_minutes or 0):

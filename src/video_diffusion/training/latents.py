@@ -23,7 +23,7 @@ from video_diffusion.data.streams import VideoStream
 from video_diffusion.hub.configs import read_json
 from video_diffusion.hub.loading import check_weights
 from video_diffusion.model.autoencoding import LatentSpace, check_vae, save_memory
-from video_diffusion.training.arguments import DataArguments, VaeArguments
+from video_diffusion.training.arguments import DataArguments, VaeArguments, check_multiple
 from video_diffusion.training.fields import declared
 
 INDEX = "latents.json"
@@ -88,13 +88,7 @@ def check_clips(space: LatentSpace, data: DataArguments, denoiser: int = 1, of: 
     """
     space.grid.length(data.num_frames)
     factor = space.spatial * denoiser
-    for name, edge in zip(("height", "width"), data.height_width, strict=True):
-        if edge % factor:
-            near = " or ".join(str(n) for n in (edge // factor * factor, (edge // factor + 1) * factor) if n)
-            raise ValueError(
-                f"`image_size` gives a {name} of {edge}, expected a multiple of {factor}, such as {near}: "
-                f"{space.spatial} of `vae`{of}."
-            )
+    check_multiple(data, factor, f"{space.spatial} of `vae`{of}")
     if data.channels not in (1, space.pixel_channels):
         raise ValueError(f"`num_channels` is {data.channels}, expected {space.pixel_channels}, those of `vae`.")
 

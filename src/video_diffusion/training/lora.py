@@ -24,12 +24,11 @@ from video_diffusion.training.arguments import (
 )
 from video_diffusion.training.fields import argument, each, group, or_none, real, switch, text, whole
 from video_diffusion.training.flags import flag_parser, resolve
-from video_diffusion.training.pretrained import OF_PARTS, SIZES, described, open_pipeline
+from video_diffusion.training.pretrained import OF_PARTS, SHARES, described, open_pipeline, without_data
 from video_diffusion.training.run import VIDEOS, Run
 from video_diffusion.training.text import RunText
 
 ADAPTER = "default"  # its name while it is trained
-OF_BASE = ("mask_probabilities", "caption_dropout", "weighting")  # that an adapter's training shares, beside the sizes
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 OF_ENCODERS = {  # the layers of a text encoder that get an adapter, by the beginning of its kind
     "clip": ["q_proj", "k_proj", "v_proj", "out_proj"],
@@ -93,10 +92,7 @@ def parse_adaptation(argv: Sequence[str]) -> list[Any]:
 
 def of_base(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of a run: sizes and shares of the base; its data, where no other are named."""
-    found = described(values, LoraArguments, OF_BASE)
-    if values.get("videos") is None and values.get("dataset_name") is None:
-        return found
-    return {key: value for key, value in found.items() if key in (*SIZES, *OF_BASE)}
+    return without_data(values, described(values, LoraArguments, SHARES))
 
 
 def require_peft() -> None:

@@ -19,6 +19,7 @@ NETWORK = (
 BY_LEVEL = ("layers_per_block", "spatial_attention", "temporal_attention")
 SCHEDULE = ("schedule", "logsnr_min", "logsnr_max", "shift", "prediction_type", "gamma")
 SIZES = ("num_frames", "image_size", "num_channels")
+SHARES = ("mask_probabilities", "caption_dropout", "weighting")  # of the tasks, and of the noise levels
 OF_PARTS = ("vae", "text_encoder", "train_text_encoder", "max_text_length")  # what reads text and makes latents
 NOT_SHARED = ("num_images", "dataloader_num_workers", "video_cache", "video_cache_dir", "text_cache", "text_cache_dir")
 
@@ -46,6 +47,14 @@ def described(values: Mapping[str, Any], group: type, shared: tuple[str, ...]) -
         record |= _read(place / RECORD) if (place / RECORD).is_file() else {}
     keys = [*declared([DataArguments]), *shared]
     return found | {key: record[key] for key in keys if key in record and key not in NOT_SHARED}
+
+
+def without_data(values: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What `described` found, without the data where the arguments name their own; the sizes stay."""
+    if values.get("videos") is None and values.get("dataset_name") is None:
+        return found
+    of_data = {*declared([DataArguments])} - {*SIZES}
+    return {key: value for key, value in found.items() if key not in of_data}
 
 
 def architecture(values: Mapping[str, Any], group: type) -> dict[str, Any]:

@@ -6,17 +6,14 @@ from typing import Any
 from video_diffusion.training.arguments import (
     GROUPS,
     Arguments,
-    DataArguments,
-    ModelArguments,
     TrainArguments,
     check_data,
     check_frame_noise,
+    check_multiple,
     check_train,
 )
 from video_diffusion.training.flags import flag_parser, resolve
-from video_diffusion.training.pretrained import OF_PARTS, SIZES, architecture, described, named
-
-OF_SAVED = ("mask_probabilities", "caption_dropout", "weighting")  # that a training shares with what it starts from
+from video_diffusion.training.pretrained import OF_PARTS, SHARES, architecture, described, named, without_data
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
@@ -33,7 +30,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         raise ValueError(f"`logsnr_min` is {model.logsnr_min}, expected less than `logsnr_max`, {model.logsnr_max}.")
     check_data(data)
     if model.vae is None:
-        _check_size(model, data)
+        levels = len(model.block_out_channels)
+        halved = f"`patch_size` {model.patch_size}, halved between {levels} levels"
+        check_multiple(data, model.patch_size * 2 ** (levels - 1), halved)
     check_frame_noise(train, model.given_frames == "time")
     check_train(train)
     return model, data, train
@@ -45,19 +44,5 @@ def of_saved(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if named(values, TrainArguments) is None:
         return {}
-    found = described(values, TrainArguments, (*OF_PARTS, *OF_SAVED))
-    if values.get("videos") is not None or values.get("dataset_name") is not None:
-        found = {key: value for key, value in found.items() if key in (*SIZES, *OF_PARTS, *OF_SAVED)}
+    found = without_data(values, described(values, TrainArguments, (*OF_PARTS, *SHARES)))
     return {**architecture(values, TrainArguments), **found}
-
-
-def _check_size(model: ModelArguments, data: DataArguments) -> None:
-    """Raises ValueError where the network cannot take the frames."""
-    factor = model.patch_size * 2 ** (len(model.block_out_channels) - 1)
-    for name, edge in zip(("height", "width"), data.height_width, strict=True):
-        if edge % factor:
-            near = " or ".join(str(n) for n in (edge // factor * factor, (edge // factor + 1) * factor) if n)
-            raise ValueError(
-                f"`image_size` gives a {name} of {edge}, expected a multiple of {factor}, such as {near}: "
-                f"`patch_size` {model.patch_size}, halved between {len(model.block_out_channels)} levels."
-            )
