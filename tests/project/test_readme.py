@@ -27,6 +27,13 @@ def test_the_results_are_what_their_command_writes():
     assert results_page.readme(README, results_page.readme_table(found)) == README
 
 
+def test_the_figures_between_the_tables_are_in_the_results():
+    said = README[README.index("<!-- /results -->") : README.index("All tables, with their commands")]
+    figures = set(re.findall(r"\d+\.\d+", said))
+    assert figures
+    assert figures <= set(re.findall(r"\d+\.\d+", (ROOT / "docs" / "results.md").read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("model", ["moving-mnist", "moving-mnist-4step", "moving-mnist-text", "smmnist"])
 def test_the_evaluated_weights_are_the_embedded_ones(model):
     digest = weights_digest(ROOT / "pipelines" / model)
